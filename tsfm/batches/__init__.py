@@ -1,0 +1,1 @@
+"""Packed batches of tokens."""

@@ -1,0 +1,403 @@
+"""The event table on disk: sharded MEDS parquet, written once, read one subject at a time.
+
+Writing is bounded in memory: events are spilled to one bucket a shard as they come, and each bucket
+is sorted on its own at the end. A subject's shard is a hash of its id, so one subject is in one
+shard whatever the order of the source. Every page carries a checksum and is verified on reading,
+because a flipped bit in parquet is otherwise read without a word.
+
+Order within a subject: time (nulls first), then the rank of the code class (an admission before
+what happens in the stay, a death last), then the order of the source.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tsfm import codes, schema, splits
+from tsfm.errors import FormatError, InputError, IntegrityError
+
+POLARS_EVENTS: dict[str, Any] = {
+    schema.SUBJECT_ID: pl.Int64,
+    schema.TIME: pl.Datetime("us"),
+    schema.CODE: pl.String,
+    schema.NUMERIC_VALUE: pl.Float32,
+    schema.TEXT_VALUE: pl.String,
+    schema.AVAILABLE_TIME: pl.Datetime("us"),
+    schema.ENCOUNTER_ID: pl.Int64,
+    schema.SIGNAL_ID: pl.String,
+}
+"""Column types of an event frame handed to `EventWriter.add`."""
+
+
+@dataclass(frozen=True)
+class EventTableInfo:
+    """What a finished event table holds.
+
+    Attributes:
+        n_subjects: Subjects with at least one event.
+        n_events: Rows.
+        events_by_class: Rows by the first part of the code, descending.
+    """
+
+    n_subjects: int
+    n_events: int
+    events_by_class: dict[str, int]
+
+
+class EventWriter:
+    """Writes one data set; use as a context manager, then call `finish`.
+
+    Args:
+        root: Root of the data set; created, and must not hold one already.
+        n_shards: Files to spread the subjects over.
+    """
+
+    def __init__(self, root: str | Path, *, n_shards: int = 4) -> None:
+        """Create the folders and refuse to write over another data set."""
+        self.root = Path(root)
+        if n_shards < 1:
+            raise InputError("fewer than one shard", code="bad_n_shards", place="n_shards")
+        if any(schema.data_dir(self.root).glob("*.parquet")):
+            raise InputError(
+                "the output folder already holds an event table",
+                code="output_exists",
+                place=str(self.root),
+                remedy="Choose another --out, or remove the old one.",
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.n_shards = n_shards
+        self._spill = Path(tempfile.mkdtemp(prefix=".spill-", dir=self.root))
+        self._n_chunks = 0
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove spilled chunks, also after a failure."""
+        shutil.rmtree(self._spill, ignore_errors=True)
+
+    def add(self, events: pl.DataFrame) -> None:
+        """Spill a chunk of events.
+
+        Args:
+            events: Any of the columns of `POLARS_EVENTS`; missing ones become null. Where
+                `available_time` is null and `time` is not, it is set to `time`; an
+                `available_time` before `time` is kept (an order for tomorrow is known today).
+        """
+        if events.height == 0:
+            return
+        frame = events.select(
+            (pl.col(name).cast(kind) if name in events.columns else pl.lit(None, dtype=kind)).alias(
+                name
+            )
+            for name, kind in POLARS_EVENTS.items()
+        ).with_columns(pl.col(schema.AVAILABLE_TIME).fill_null(pl.col(schema.TIME)))
+        if frame[schema.SUBJECT_ID].null_count() or frame[schema.CODE].null_count():
+            raise FormatError(
+                "an event has no subject or no code",
+                code="null_in_required_column",
+                place="EventWriter.add",
+                remedy="Quarantine such rows before they are written.",
+            )
+        bucket = (pl.col(schema.SUBJECT_ID).hash(seed=7) % self.n_shards).alias("_bucket")
+        for (shard,), part in frame.with_columns(bucket).group_by(["_bucket"]):
+            path = self._spill / f"{shard}-{self._n_chunks:06d}.parquet"
+            part.drop("_bucket").write_parquet(path, compression="lz4")
+        self._n_chunks += 1
+
+    def finish(
+        self,
+        *,
+        dataset: Mapping[str, Any],
+        descriptions: Mapping[str, str] | None = None,
+        subject_ids: Mapping[int, str] | None = None,
+        subject_splits: Mapping[int, str] | None = None,
+    ) -> EventTableInfo:
+        """Sort and write all shards and the metadata folder.
+
+        Args:
+            dataset: Fields of `metadata/dataset.json` (name, version, clock ...).
+            descriptions: Code to human-readable text.
+            subject_ids: Subject id to the id in the source system.
+            subject_splits: Subject id to split; by default a hash of the id.
+        """
+        data = schema.data_dir(self.root)
+        data.mkdir(exist_ok=True)
+        subjects: list[int] = []
+        counts: dict[str, int] = {}
+        n_shards_written = 0
+        for shard in range(self.n_shards):
+            chunks = sorted(self._spill.glob(f"{shard}-*.parquet"))
+            if not chunks:
+                continue
+            frame = sort_events(pl.concat([pl.read_parquet(chunk) for chunk in chunks]))
+            write_events(frame, data / f"{n_shards_written}.parquet")
+            n_shards_written += 1
+            subjects.extend(frame[schema.SUBJECT_ID].unique().to_list())
+            for code, n in frame[schema.CODE].value_counts().iter_rows():
+                counts[code] = counts.get(code, 0) + n
+        known = subject_splits or {}
+        split = {s: known.get(s) or splits.split_of(s) for s in sorted(subjects)}
+        write_metadata(
+            self.root,
+            code_counts=counts,
+            descriptions=descriptions or {},
+            subject_splits=split,
+            subject_ids=subject_ids or {},
+            dataset=dataset,
+        )
+        return EventTableInfo(len(subjects), sum(counts.values()), _count_classes(counts))
+
+
+def sort_events(events: pl.DataFrame) -> pl.DataFrame:
+    """Order events as the table promises; rows that tie keep the order of the source."""
+    rank = (
+        pl.col(schema.CODE)
+        .str.split(codes.SEPARATOR)
+        .list.first()
+        .replace_strict(codes.tie_ranks(), default=codes.DEFAULT_TIE_RANK, return_dtype=pl.Int8)
+        .alias("_rank")
+    )
+    return (
+        events.with_columns(rank)
+        .sort(
+            [schema.SUBJECT_ID, schema.TIME, "_rank"],
+            nulls_last=[False, False, False],
+            maintain_order=True,
+        )
+        .drop("_rank")
+    )
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write parquet atomically and with page checksums."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    os.replace(temporary, path)
+
+
+def read_table(path: str | Path, *, columns: list[str] | None = None) -> pa.Table:
+    """Read parquet, verifying its page checksums.
+
+    Raises:
+        FormatError: Not a parquet file.
+        IntegrityError: A page differs from what was written.
+    """
+    place = Path(path).name
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise InputError(
+            "no such table", code="missing_table", place=str(path), remedy="Check the folder."
+        ) from None
+    except OSError as error:
+        raise IntegrityError(
+            "the file's bytes differ from what was written",
+            code="checksum_mismatch",
+            place=place,
+            remedy="Restore it from its source or write it anew.",
+        ) from error
+    except pa.ArrowInvalid as error:
+        raise FormatError(
+            "not a readable parquet table",
+            code="bad_parquet",
+            place=place,
+            remedy="Restore it from its source or write it anew.",
+        ) from error
+
+
+def write_events(events: pl.DataFrame, path: Path) -> None:
+    """Write one sorted shard, checking types and order first."""
+    table = schema.align(events.to_arrow(), schema.EVENTS, place=path.name)
+    schema.check_order(table, place=path.name)
+    write_table(table, path)
+
+
+def shard_paths(root: str | Path) -> list[Path]:
+    """All event shards of a data set, sorted by name.
+
+    Raises:
+        InputError: There are none.
+    """
+    paths = sorted(schema.data_dir(root).rglob("*.parquet"))
+    if not paths:
+        raise InputError(
+            "no event shards found",
+            code="no_events",
+            place=str(schema.data_dir(root)),
+            remedy="Make an event table first, for example with `tsfm ingest fhir`.",
+        )
+    return paths
+
+
+def read_events(path: str | Path) -> pl.DataFrame:
+    """One shard as a data frame with the columns of `schema.EVENTS`, types and order checked."""
+    place = Path(path).name
+    table = schema.align(read_table(path), schema.EVENTS, place=place)
+    schema.check_order(table, place=place)
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def scan_events(root: str | Path) -> Iterator[pl.DataFrame]:
+    """Every shard in turn; see `read_events`."""
+    for path in shard_paths(root):
+        yield read_events(path)
+
+
+def in_order_of_knowing(events: pl.DataFrame) -> pl.DataFrame:
+    """Each subject's events by the time they became available; ties by time, then table order.
+
+    A static event has no time: it is known from the start. So every position of the result is a
+    valid moment of prediction, and later facts only ever append.
+    """
+    return events.sort(
+        [schema.SUBJECT_ID, schema.AVAILABLE_TIME, schema.TIME],
+        nulls_last=[False, False, False],
+        maintain_order=True,
+    )
+
+
+def subject_ids(root: str | Path) -> dict[int, str]:
+    """Subject id to the id in the source system; empty where the source gave none."""
+    path = schema.metadata_dir(root) / "subject_ids.parquet"
+    if not path.exists():
+        return {}
+    table = read_table(path)
+    return dict(
+        zip(table[schema.SUBJECT_ID].to_pylist(), table["source_id"].to_pylist(), strict=True)
+    )
+
+
+def subject_splits(root: str | Path) -> dict[int, str]:
+    """Subject id to split, from `metadata/subject_splits.parquet`."""
+    table = read_table(schema.metadata_dir(root) / "subject_splits.parquet")
+    return dict(zip(table[schema.SUBJECT_ID].to_pylist(), table["split"].to_pylist(), strict=True))
+
+
+def dataset_facts(root: str | Path) -> dict[str, Any]:
+    """Contents of `metadata/dataset.json`."""
+    path = schema.metadata_dir(root) / "dataset.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_metadata(
+    root: str | Path,
+    *,
+    code_counts: Mapping[str, int],
+    descriptions: Mapping[str, str],
+    subject_splits: Mapping[int, str],
+    subject_ids: Mapping[int, str],
+    dataset: Mapping[str, Any],
+) -> None:
+    """Write `metadata/` as MEDS asks, plus the map back to the source's subject ids."""
+    folder = schema.metadata_dir(root)
+    names = sorted(code_counts)
+    write_table(
+        pa.table(
+            {
+                schema.CODE: names,
+                "description": [descriptions.get(name) for name in names],
+                "parent_codes": [list(codes.parents(name))[:1] for name in names],
+                "n_events": [code_counts[name] for name in names],
+            },
+            schema=schema.CODE_METADATA,
+        ),
+        folder / "codes.parquet",
+    )
+    write_table(
+        pa.table(
+            {
+                schema.SUBJECT_ID: list(subject_splits),
+                "split": list(subject_splits.values()),
+            },
+            schema=schema.SUBJECT_SPLITS,
+        ),
+        folder / "subject_splits.parquet",
+    )
+    if subject_ids:
+        write_table(
+            pa.table(
+                {schema.SUBJECT_ID: list(subject_ids), "source_id": list(subject_ids.values())},
+                schema=schema.SUBJECT_IDS,
+            ),
+            folder / "subject_ids.parquet",
+        )
+    facts = {
+        "meds_version": schema.MEDS_VERSION,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "raw_source_id_columns": [schema.ENCOUNTER_ID],
+        "additional_value_modality_columns": [schema.SIGNAL_ID],
+        "other_extension_columns": [schema.AVAILABLE_TIME],
+        **dataset,
+    }
+    (folder / "dataset.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+
+
+def append_events(
+    root: str | Path, events: pl.DataFrame, *, descriptions: Mapping[str, str] | None = None
+) -> EventTableInfo:
+    """Merge more events into an existing table, keeping shards, order and splits.
+
+    Subjects that the table does not know yet go to its last shard.
+    """
+    facts, known, ids = dataset_facts(root), subject_splits(root), subject_ids(root)
+    paths = shard_paths(root)
+    left = events.select(
+        (pl.col(n).cast(k) if n in events.columns else pl.lit(None, dtype=k)).alias(n)
+        for n, k in POLARS_EVENTS.items()
+    ).with_columns(pl.col(schema.AVAILABLE_TIME).fill_null(pl.col(schema.TIME)))
+    counts: dict[str, int] = {}
+    subjects: set[int] = set()
+    for path in paths:
+        shard = read_events(path)
+        here = left.filter(pl.col(schema.SUBJECT_ID).is_in(shard[schema.SUBJECT_ID].unique()))
+        left = left.join(here, on=schema.SUBJECT_ID, how="anti")
+        if path == paths[-1]:
+            here = pl.concat([here, left])
+        merged = sort_events(pl.concat([shard, here])) if here.height else shard
+        if here.height:
+            write_events(merged, path)
+        subjects.update(merged[schema.SUBJECT_ID].unique().to_list())
+        for code, n in merged[schema.CODE].value_counts().iter_rows():
+            counts[code] = counts.get(code, 0) + n
+    old = read_table(schema.metadata_dir(root) / "codes.parquet").to_pylist()
+    texts = {row[schema.CODE]: row["description"] for row in old if row["description"]}
+    write_metadata(
+        root,
+        code_counts=counts,
+        descriptions={**texts, **(descriptions or {})},
+        subject_splits={s: known.get(s) or splits.split_of(s) for s in sorted(subjects)},
+        subject_ids=ids,
+        dataset=facts,
+    )
+    return EventTableInfo(len(subjects), sum(counts.values()), _count_classes(counts))
+
+
+def _count_classes(counts: Mapping[str, int]) -> dict[str, int]:
+    classes: dict[str, int] = {}
+    for code, n in counts.items():
+        name = codes.code_class(code)
+        classes[name] = classes.get(name, 0) + n
+    return dict(sorted(classes.items(), key=lambda item: -item[1]))

@@ -1,0 +1,1 @@
+"""From a model and events to one row an eligible stay."""

@@ -1,0 +1,1 @@
+"""Waveforms on disk and the first looks at them."""

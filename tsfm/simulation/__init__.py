@@ -1,0 +1,1 @@
+"""A hospital with known hazards, written as the files a real one exports."""

@@ -1,0 +1,1 @@
+"""Questions asked of timelines: index stays, prediction times, labels."""
