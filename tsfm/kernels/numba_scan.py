@@ -1,0 +1,297 @@
+"""The selective scan compiled for the CPU by numba: no compiler, no (T, D, N) temporaries.
+
+Channels are cut into blocks that run in parallel; within a block the tokens are walked once, the
+states of the block stay in the first-level cache and the innermost loop runs over channels, so that
+it becomes vector instructions. The forward pass keeps the state every `CHECKPOINT` tokens; the
+backward pass replays one stretch at a time from there and walks it backwards. Sums over channels
+(the gradients of B and C) are written a block and added in a fixed order, so the same input gives
+the same bits.
+
+`exp` is an own power of two: pip's numba has no vector math library, and a call to the scalar `exp`
+keeps the loop from being vectorised.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+CHECKPOINT = 32
+BLOCK = 32
+_LOG2E = np.float32(1.4426950408889634)
+# No 'reassoc' on the exponential: it would fold the rounding away. Sums over channels may be
+# reordered, always in the same way.
+_FLAGS = {"contract", "arcp", "nsz", "reassoc"}
+_JIT: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": _FLAGS, "error_model": "numpy"}
+
+
+@numba.njit(inline="always", fastmath={"contract", "arcp", "nsz"})
+def _exp2(x: Any) -> Any:
+    """2**x for x <= 0 to about 2e-7, zero below -126."""
+    bounded = max(x, np.float32(-126.0))
+    whole = np.floor(bounded + np.float32(0.5))
+    r = bounded - whole
+    p = np.float32(1.5353362e-4)
+    p = p * r + np.float32(1.3398874e-3)
+    p = p * r + np.float32(9.6184373e-3)
+    p = p * r + np.float32(5.5503324e-2)
+    p = p * r + np.float32(2.4022648e-1)
+    p = p * r + np.float32(6.9314720e-1)
+    p = p * r + np.float32(1.0)
+    power = np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return p * power if x > np.float32(-126.0) else np.float32(0.0)
+
+
+@numba.njit(parallel=True, **_JIT)
+def _forward(v, s, A, B, C, first, sequence, h0, zoh, y, checkpoints, finals, last):  # noqa: ANN001, ANN202, PLR0913
+    n_tokens, n_channels = v.shape
+    n_state = A.shape[0]
+    n_blocks = (n_channels + BLOCK - 1) // BLOCK
+    for block in numba.prange(n_blocks):
+        low = block * BLOCK
+        width = min(BLOCK, n_channels - low)
+        h = np.zeros((n_state, BLOCK), np.float32)
+        out = np.zeros(BLOCK, np.float32)
+        for t in range(n_tokens):
+            if first[t]:
+                for n in range(n_state):
+                    for d in range(width):
+                        h[n, d] = h0[sequence[t], n, low + d]
+            if t % CHECKPOINT == 0:
+                for n in range(n_state):
+                    for d in range(width):
+                        checkpoints[t // CHECKPOINT, n, low + d] = h[n, d]
+            for d in range(BLOCK):
+                out[d] = np.float32(0.0)
+            for n in range(n_state):
+                b, c = B[t, n], C[t, n]
+                if zoh:
+                    for d in range(width):
+                        a = _exp2(A[n, low + d] * s[t, low + d] * _LOG2E)
+                        x = A[n, low + d] * s[t, low + d]
+                        w = _held(x, a, A[n, low + d], s[t, low + d])
+                        h[n, d] = a * h[n, d] + w * b * v[t, low + d]
+                        out[d] += c * h[n, d]
+                else:
+                    for d in range(width):
+                        a = _exp2(A[n, low + d] * s[t, low + d] * _LOG2E)
+                        h[n, d] = a * h[n, d] + b * v[t, low + d]
+                        out[d] += c * h[n, d]
+            for d in range(width):
+                y[t, low + d] = out[d]
+            if last[t]:
+                for n in range(n_state):
+                    for d in range(width):
+                        finals[sequence[t], n, low + d] = h[n, d]
+
+
+@numba.njit(inline="always", fastmath={"contract", "nsz"})
+def _held(x: Any, a: Any, rate: Any, s: Any) -> Any:
+    """(exp(x) - 1) / A without cancellation near zero."""
+    series = s * (
+        np.float32(1.0)
+        + x * (np.float32(0.5) + x * (np.float32(1 / 6) + x * (np.float32(1 / 24) + x / 120)))
+    )
+    return series if x > np.float32(-0.05) else (a - np.float32(1.0)) / rate
+
+
+@numba.njit(inline="always", fastmath={"contract", "nsz"})
+def _held_by_rate(x: Any, a: Any, rate: Any, s: Any) -> Any:
+    """Derivative of (exp(A s) - 1) / A with respect to A."""
+    series = s * s * (np.float32(0.5) + x * (np.float32(1 / 3) + x * (np.float32(0.125) + x / 30)))
+    full = (s * a - (a - np.float32(1.0)) / rate) / rate
+    return series if x > np.float32(-0.05) else full
+
+
+@numba.njit(parallel=True, **_JIT)
+def _backward(  # noqa: ANN202, PLR0913
+    v, s, A, B, C, first, sequence, h0, zoh, checkpoints, last,  # noqa: ANN001
+    dy, dfinal, dv, ds, dA, dB, dC, dh0,  # noqa: ANN001
+):  # fmt: skip
+    n_tokens, n_channels = v.shape
+    n_state = A.shape[0]
+    n_blocks = (n_channels + BLOCK - 1) // BLOCK
+    n_stretches = (n_tokens + CHECKPOINT - 1) // CHECKPOINT
+    for block in numba.prange(n_blocks):
+        low = block * BLOCK
+        width = min(BLOCK, n_channels - low)
+        g = np.zeros((n_state, BLOCK), np.float32)
+        decays = np.zeros((CHECKPOINT, n_state, BLOCK), np.float32)
+        states = np.zeros((CHECKPOINT + 1, n_state, BLOCK), np.float32)
+        sum_v = np.zeros(BLOCK, np.float32)
+        sum_s = np.zeros(BLOCK, np.float32)
+        for stretch in range(n_stretches - 1, -1, -1):
+            start = stretch * CHECKPOINT
+            stop = min(start + CHECKPOINT, n_tokens)
+            for n in range(n_state):
+                for d in range(width):
+                    states[0, n, d] = checkpoints[stretch, n, low + d]
+            for t in range(start, stop):
+                k = t - start
+                for n in range(n_state):
+                    b = B[t, n]
+                    if first[t]:  # slot k is the state before token t: a new subject's own
+                        for d in range(width):
+                            states[k, n, d] = h0[sequence[t], n, low + d]
+                    for d in range(width):
+                        rate = A[n, low + d]
+                        x = rate * s[t, low + d]
+                        a = _exp2(x * _LOG2E)
+                        decays[k, n, d] = a
+                        w = _held(x, a, rate, s[t, low + d]) if zoh else np.float32(1.0)
+                        states[k + 1, n, d] = a * states[k, n, d] + w * b * v[t, low + d]
+            for t in range(stop - 1, start - 1, -1):
+                k = t - start
+                if last[t]:
+                    for n in range(n_state):
+                        for d in range(width):
+                            g[n, d] = dfinal[sequence[t], n, low + d]
+                for d in range(BLOCK):
+                    sum_v[d] = np.float32(0.0)
+                    sum_s[d] = np.float32(0.0)
+                for n in range(n_state):
+                    b, c = B[t, n], C[t, n]
+                    to_b = np.float32(0.0)
+                    to_c = np.float32(0.0)
+                    for d in range(width):
+                        before = states[k, n, d]
+                        rate = A[n, low + d]
+                        step = s[t, low + d]
+                        x = rate * step
+                        a = decays[k, n, d]
+                        value = v[t, low + d]
+                        w = _held(x, a, rate, step) if zoh else np.float32(1.0)
+                        after = a * before + w * b * value
+                        gn = g[n, d] + dy[t, low + d] * c
+                        to_c += dy[t, low + d] * after
+                        to_b += gn * w * value
+                        sum_v[d] += gn * w * b
+                        flow = gn * a * before
+                        slope = flow * rate
+                        by_rate = flow * step
+                        if zoh:
+                            slope += gn * b * value * a
+                            by_rate += gn * b * value * _held_by_rate(x, a, rate, step)
+                        sum_s[d] += slope
+                        dA[n, low + d] += by_rate
+                        g[n, d] = gn * a
+                    dB[block, t, n] = to_b
+                    dC[block, t, n] = to_c
+                for d in range(width):
+                    dv[t, low + d] = sum_v[d]
+                    ds[t, low + d] = sum_s[d]
+                if first[t]:
+                    for n in range(n_state):
+                        for d in range(width):
+                            dh0[sequence[t], n, low + d] = g[n, d]
+
+
+class NumbaScan(torch.autograd.Function):
+    """Autograd wrapper of the two compiled loops; float32, contiguous, CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, v, s, A, B, C, starts, ends, initial_state, zoh):  # noqa: ANN001, ANN205
+        """Run the scan; see `scan` for the shapes."""
+        n_tokens, n_channels = v.shape
+        n_state = A.shape[1]
+        first = np.zeros(n_tokens, np.bool_)
+        last = np.zeros(n_tokens, np.bool_)
+        first[starts.numpy()] = True
+        last[ends.numpy() - 1] = True
+        sequence = (np.cumsum(first) - 1).astype(np.int32)
+        # (S, N, D) in memory, so that channels are contiguous like everything else.
+        h0 = (
+            np.zeros((len(starts), n_state, n_channels), np.float32)
+            if initial_state is None
+            else np.ascontiguousarray(initial_state.detach().numpy().transpose(0, 2, 1))
+        )
+        arrays = (
+            v.detach().contiguous().numpy(),
+            s.detach().contiguous().numpy(),
+            np.ascontiguousarray(A.detach().numpy().T),
+            B.detach().contiguous().numpy(),
+            C.detach().contiguous().numpy(),
+        )
+        y = np.empty((n_tokens, n_channels), np.float32)
+        n_stretches = -(-n_tokens // CHECKPOINT)
+        checkpoints = np.empty((n_stretches, n_state, n_channels), np.float32)
+        finals = np.empty((len(starts), n_state, n_channels), np.float32)
+        _forward(*arrays, first, sequence, h0, zoh, y, checkpoints, finals, last)
+        ctx.saved = (arrays, first, sequence, h0, zoh, checkpoints, last)
+        ctx.has_initial = initial_state is not None
+        final = torch.from_numpy(np.ascontiguousarray(finals.transpose(0, 2, 1)))
+        return torch.from_numpy(y), final
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Gradients of all floating inputs and the initial state."""
+        dy, dfinal = gradients
+        arrays, first, sequence, h0, zoh, checkpoints, last = ctx.saved
+        v, _, A, B, _ = arrays
+        n_tokens, n_channels = v.shape
+        n_state = A.shape[0]
+        n_blocks = -(-n_channels // BLOCK)
+        final = (
+            np.zeros_like(h0)
+            if dfinal is None
+            else np.ascontiguousarray(dfinal.numpy().transpose(0, 2, 1))
+        )
+        grad_y = np.zeros_like(v) if dy is None else dy.contiguous().numpy()
+        dv, ds = np.empty_like(v), np.empty_like(v)
+        dA = np.zeros_like(A)
+        dB = np.empty((n_blocks, n_tokens, n_state), np.float32)
+        dC = np.empty_like(dB)
+        dh0 = np.zeros_like(h0)
+        _backward(
+            *arrays, first, sequence, h0, zoh, checkpoints, last,
+            grad_y, final, dv, ds, dA, dB, dC, dh0,
+        )  # fmt: skip
+        return (
+            torch.from_numpy(dv),
+            torch.from_numpy(ds),
+            torch.from_numpy(np.ascontiguousarray(dA.T)),
+            torch.from_numpy(dB.sum(0)),
+            torch.from_numpy(dC.sum(0)),
+            None,
+            None,
+            torch.from_numpy(np.ascontiguousarray(dh0.transpose(0, 2, 1)))
+            if ctx.has_initial
+            else None,
+            None,
+        )
+
+
+def scan(
+    v: Tensor,
+    s: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    initial_state: Tensor | None,
+    *,
+    zoh: bool,
+) -> tuple[Tensor, Tensor]:
+    """Selective scan of float32 tensors on the CPU.
+
+    Args:
+        v: Input a channel, (T, D); for `zoh` it is weighted by (exp(A s) - 1) / A inside.
+        s: Elapsed time a channel, (T, D), not negative.
+        A: Rates, (D, N), negative.
+        B: Input gate, (T, N).
+        C: Read-out, (T, N).
+        starts: First token of each packed sequence, (S,).
+        ends: One past the last token of each, (S,).
+        initial_state: (S, D, N) or None for zero.
+        zoh: Weight the input as held over the interval.
+
+    Returns:
+        y (T, D) and the final states (S, D, N).
+    """
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    return NumbaScan.apply(v, s, A, B, C, starts, ends, initial_state, zoh)

@@ -1,0 +1,304 @@
+"""Scores as FHIR R4 `RiskAssessment` resources, one line of NDJSON for each scored stay.
+
+The choices that FHIR leaves open are made once, here:
+
+* `probabilityDecimal` is a fraction from 0 to 1, rounded to four decimals, as in HL7's own
+  examples (the comment in R4 that speaks of per cent is contradicted by them, and its invariant
+  only asks for at most 100).
+* `occurrenceDateTime` is the prediction time: the last moment whose facts the score may know. When
+  the resource was made is `meta.lastUpdated`.
+* FHIR demands an offset with every hour. On the `utc` clock it is true; on the `wall` clock
+  `+00:00` is nominal and a note says so.
+* `qualitativeRisk` follows `RiskBands`, and only for the event of the task: the bands of one
+  outcome mean nothing for another.
+* A stay that was not scored has no resource. It stays in `scores.parquet` with its reason, and
+  `run.json` counts it: a resource without a prediction invites being read as "no risk".
+* The id is a hash of subject, prediction time, task and model, so that a repeated run updates
+  resources instead of multiplying them.
+
+The same JSON is valid as R4, R4B and R5.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tsfm import schema
+from tsfm.errors import InputError, ModelMismatch
+from tsfm.scoring.predictions import SCORED, check_scores
+
+RISK_PROBABILITY = "http://terminology.hl7.org/CodeSystem/risk-probability"
+DECIMALS = 4
+
+_NAMESPACE = uuid.UUID("5f6f1f0e-3a63-5d0b-9b53-0f7a7c9f6f21")
+_FHIR_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+_WALL_CLOCK_NOTE = (
+    "Times are the source's local clock; the offset +00:00 is nominal and does not mean UTC."
+)
+
+
+@dataclass(frozen=True)
+class RiskBands:
+    """Where the words of `qualitativeRisk` begin, as probabilities of the task's event.
+
+    Below `low` the word is `negligible`, from `low` on `low`, from `moderate` on `moderate`, from
+    `high` on `high`. `certain` is never written. There is no default: where "high" begins depends
+    on what is done with it.
+
+    Attributes:
+        low: Lowest probability called low.
+        moderate: Lowest probability called moderate.
+        high: Lowest probability called high.
+    """
+
+    low: float
+    moderate: float
+    high: float
+
+    def __post_init__(self) -> None:
+        """Refuse bands out of order."""
+        if not 0 <= self.low <= self.moderate <= self.high <= 1:
+            raise InputError(
+                "risk bands do not ascend between 0 and 1",
+                code="bad_risk_bands",
+                place="bands",
+                remedy="Give low <= moderate <= high.",
+            )
+
+    def word(self, probability: float) -> str:
+        """Code of HL7's risk-probability system for a probability.
+
+        >>> RiskBands(0.05, 0.1, 0.2).word(0.1)
+        'moderate'
+        """
+        if probability >= self.high:
+            return "high"
+        if probability >= self.moderate:
+            return "moderate"
+        return "low" if probability >= self.low else "negligible"
+
+
+@dataclass(frozen=True)
+class OutcomeText:
+    """A task's outcome in words that a reader of the resource understands.
+
+    Attributes:
+        event: What the probability is the probability of.
+        competing: What may happen first and rules the event out; None where nothing does.
+        horizon_days: Days from the prediction time within which the event counts; None where its
+            end is not fixed in advance, such as the end of the stay.
+    """
+
+    event: str
+    competing: str | None = None
+    horizon_days: float | None = None
+
+
+OUTCOME_TEXTS: dict[str, OutcomeText] = {
+    "readmission_30d": OutcomeText(
+        "Readmission to hospital within 30 days of discharge",
+        "Death within 30 days of discharge, before any readmission",
+        30.0,
+    ),
+    "mortality_in_hospital": OutcomeText(
+        "Death during this hospital stay", "Discharge alive from this hospital stay"
+    ),
+    "length_of_stay_7d": OutcomeText("This hospital stay lasts longer than 7 days"),
+}
+"""Words for the tasks of `tsfm.tasks`."""
+
+
+def write_risk_assessments(
+    scores: pl.DataFrame,
+    path: str | Path,
+    *,
+    subject_sources: Mapping[int, str],
+    encounter_sources: Mapping[int, str] | None,
+    task: str,
+    model_name: str,
+    model_version: str,
+    model_hash: str,
+    bands: RiskBands,
+    generated_at: datetime,
+    clock: str,
+    outcome: OutcomeText | None = None,
+) -> int:
+    """Write one RiskAssessment for every scored row and return how many.
+
+    Args:
+        scores: `schema.SCORES` of one task and model; rows that are not scored are passed over.
+        path: NDJSON file, written to a temporary name and then renamed.
+        subject_sources: Subject id to the Patient id of the source; a subject that is missing, or
+            whose id FHIR can't hold, is referred to by identifier.
+        encounter_sources: The same for encounters; None where the source has no such map.
+        task: Name of the task; every row must be of it.
+        model_name: Name of the model, for `method`.
+        model_version: Its version.
+        model_hash: Hash of the model directory; every row must carry it.
+        bands: Where `qualitativeRisk` changes its word.
+        generated_at: Moment of the run, with a time zone.
+        clock: Clock of the data set, `utc` or `wall`.
+        outcome: Words for the task; by default those of `OUTCOME_TEXTS`.
+
+    Raises:
+        FormatError: `scores` break a rule of `check_scores`.
+        InputError: No words for the task, an unknown clock, or `generated_at` without a zone.
+        ModelMismatch: A row is of another task or model.
+    """
+    words = outcome or OUTCOME_TEXTS.get(task)
+    if words is None:
+        raise InputError(
+            f"no outcome text for task '{task}'",
+            code="unknown_task",
+            place="task",
+            remedy="Pass outcome=OutcomeText(...).",
+        )
+    if clock not in ("utc", "wall"):
+        raise InputError(
+            f"unknown clock '{clock}'",
+            code="unknown_clock",
+            place="clock",
+            remedy="Use utc or wall.",
+        )
+    if generated_at.tzinfo is None:
+        raise InputError(
+            "the moment of the run has no time zone",
+            code="no_time_zone",
+            place="generated_at",
+            remedy="Pass datetime.now(UTC).",
+        )
+    rows = check_scores(scores)
+    if rows.filter((pl.col("task") != task) | (pl.col("model_hash") != model_hash)).height:
+        raise ModelMismatch(
+            "the scores hold rows of another task or model",
+            code="mixed_scores",
+            place="scores",
+            remedy="Pass the rows of one task and one model_hash.",
+        )
+    frame = {
+        "resourceType": "RiskAssessment",
+        "status": "final",
+        "meta": {"lastUpdated": generated_at.astimezone(UTC).isoformat(timespec="seconds")},
+        "code": {"text": task},
+        "method": {"text": f"{model_name}, version {model_version}, sha256 {model_hash}"},
+    }
+    if clock == "wall":
+        frame["note"] = [{"text": _WALL_CLOCK_NOTE}]
+    resources = (
+        {
+            **frame,
+            "id": resource_id(
+                row[schema.SUBJECT_ID], row[schema.PREDICTION_TIME], task, model_hash
+            ),
+            **_references(row, subject_sources, encounter_sources),
+            "occurrenceDateTime": _date_time(row[schema.PREDICTION_TIME]),
+            "prediction": _predictions(row, words, bands),
+        }
+        for row in rows.filter(pl.col("status") == SCORED).iter_rows(named=True)
+    )
+    return _write_ndjson(resources, Path(path))
+
+
+def resource_id(subject_id: int, prediction_time: datetime, task: str, model_hash: str) -> str:
+    """Id of the resource: the same for the same subject, moment, task and model.
+
+    >>> len(resource_id(7, datetime(2020, 1, 2), "readmission_30d", "ab12"))
+    36
+    """
+    return str(
+        uuid.uuid5(_NAMESPACE, f"{subject_id}|{prediction_time.isoformat()}|{task}|{model_hash}")
+    )
+
+
+def _predictions(
+    row: Mapping[str, Any], words: OutcomeText, bands: RiskBands
+) -> list[dict[str, Any]]:
+    start: datetime = row[schema.PREDICTION_TIME]
+    period = {"start": _date_time(start)}
+    if words.horizon_days is not None:
+        period["end"] = _date_time(start + timedelta(days=words.horizon_days))
+    probability = float(row["probability"])
+    word = bands.word(probability)
+    predictions: list[dict[str, Any]] = [
+        {
+            "outcome": {"text": words.event},
+            "probabilityDecimal": round(probability, DECIMALS),
+            "qualitativeRisk": {
+                "coding": [{"system": RISK_PROBABILITY, "code": word, "display": _DISPLAY[word]}]
+            },
+            "whenPeriod": period,
+        }
+    ]
+    if words.competing is not None and row["probability_competing"] is not None:
+        predictions.append(
+            {
+                "outcome": {"text": words.competing},
+                "probabilityDecimal": round(float(row["probability_competing"]), DECIMALS),
+                "whenPeriod": period,
+            }
+        )
+    return predictions
+
+
+_DISPLAY = {
+    "negligible": "Negligible likelihood",
+    "low": "Low likelihood",
+    "moderate": "Moderate likelihood",
+    "high": "High likelihood",
+}
+
+
+def _references(
+    row: Mapping[str, Any],
+    subject_sources: Mapping[int, str],
+    encounter_sources: Mapping[int, str] | None,
+) -> dict[str, Any]:
+    subject = row[schema.SUBJECT_ID]
+    found = {"subject": _reference("Patient", subject, subject_sources.get(subject))}
+    encounter = row[schema.ENCOUNTER_ID]
+    if encounter is not None:
+        source = (encounter_sources or {}).get(encounter)
+        found["encounter"] = _reference("Encounter", encounter, source)
+    return found
+
+
+def _reference(kind: str, number: int, source_id: str | None) -> dict[str, Any]:
+    """By the source's resource id, or by identifier where that is unknown or not a FHIR id."""
+    if source_id and _FHIR_ID.fullmatch(source_id):
+        return {"reference": f"{kind}/{source_id}"}
+    return {"type": kind, "identifier": {"value": source_id or str(number)}}
+
+
+def _date_time(moment: datetime) -> str:
+    # FHIR allows fractions of a second; a stay's end seldom has one.
+    return moment.isoformat(timespec="auto") + "+00:00"
+
+
+def _write_ndjson(resources: Iterator[dict[str, Any]], path: Path) -> int:
+    import msgspec
+
+    encode = msgspec.json.Encoder().encode
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    written = 0
+    try:
+        with temporary.open("wb") as file:
+            for resource in resources:
+                file.write(encode(resource))
+                file.write(b"\n")
+                written += 1
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return written
