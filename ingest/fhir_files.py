@@ -73,12 +73,14 @@ class Block:
     """Consecutive lines of one file.
 
     Attributes:
+        file: Where they are from.
         lines: Their bytes, without the newline; blank lines included.
         first_line: Line number of the first, from 1.
         offset: Its byte offset in the uncompressed file.
         problem: Reason code when `lines` is one unreadable line, not held in memory.
     """
 
+    file: SourceFile
     lines: list[bytes]
     first_line: int
     offset: int
@@ -161,7 +163,7 @@ def read_blocks(file: SourceFile, read: ByteCount) -> Iterator[Block]:
     """
     chunks = _read_chunks(file, read)
     if file.many_lines:
-        yield from _split_lines(chunks)
+        yield from _split_lines(file, chunks)
         return
     head = bytearray()
     for chunk in chunks:
@@ -169,7 +171,7 @@ def read_blocks(file: SourceFile, read: ByteCount) -> Iterator[Block]:
         if b"\n" in chunk or len(head) > MAX_LINE_BYTES:
             break
     if _is_object(bytes(head.removeprefix(_BOM).partition(b"\n")[0])):
-        yield from _split_lines(_join(bytes(head), chunks))
+        yield from _split_lines(file, _join(bytes(head), chunks))
         return
     for chunk in chunks:
         head += chunk
@@ -182,10 +184,10 @@ def read_blocks(file: SourceFile, read: ByteCount) -> Iterator[Block]:
             )
     document = bytes(head)
     if not _is_object(document.removeprefix(_BOM)) and _looks_like_lines(document):
-        yield from _split_lines(iter([document]))
+        yield from _split_lines(file, iter([document]))
     elif document.strip():
         bom = document.startswith(_BOM)
-        yield Block([document.removeprefix(_BOM)], 1, len(_BOM) if bom else 0)
+        yield Block(file, [document.removeprefix(_BOM)], 1, len(_BOM) if bom else 0)
 
 
 def _join(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
@@ -209,7 +211,7 @@ def _looks_like_lines(document: bytes) -> bool:
     return len(lines) > 1 and any(_is_object(line) for line in lines[1:])
 
 
-def _split_lines(chunks: Iterator[bytes]) -> Iterator[Block]:
+def _split_lines(file: SourceFile, chunks: Iterator[bytes]) -> Iterator[Block]:
     line, offset, rest = 1, 0, b""
     first, skipping, skipped = True, False, 0
     for chunk in chunks:
@@ -222,20 +224,20 @@ def _split_lines(chunks: Iterator[bytes]) -> Iterator[Block]:
             skipped += len(before)
             if not newline:
                 continue
-            yield Block([b""], line, offset, "line_too_long")
+            yield Block(file, [b""], line, offset, "line_too_long")
             line, offset, skipping = line + 1, offset + skipped + 1, False
         lines = (rest + chunk).split(b"\n")
         rest = lines.pop()
         if lines:
-            yield Block(lines, line, offset)
+            yield Block(file, lines, line, offset)
             line += len(lines)
             offset += sum(map(len, lines)) + len(lines)
         if len(rest) > MAX_LINE_BYTES:
             skipping, skipped, rest = True, len(rest), b""
     if skipping:
-        yield Block([b""], line, offset, "line_too_long")
+        yield Block(file, [b""], line, offset, "line_too_long")
     elif rest:
-        yield Block([rest], line, offset)
+        yield Block(file, [rest], line, offset)
 
 
 def _read_chunks(file: SourceFile, read: ByteCount) -> Iterator[bytes]:

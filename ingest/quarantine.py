@@ -11,7 +11,7 @@ import hashlib
 import json
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tsfm.errors import InputError
 
@@ -21,10 +21,12 @@ class Quarantine:
 
     Args:
         root: Root of the data set; `quarantine/` is made below it when the first row comes.
+        append: Keep what an earlier source of the same data set had set aside.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, append: bool = False) -> None:
         """Start with nothing set aside."""
+        self._mode = "a" if append else "w"
         self.folder = Path(root) / "quarantine"
         self.counts: dict[str, int] = {}
         self._files: dict[str, TextIOWrapper] = {}
@@ -70,7 +72,8 @@ class Quarantine:
             if not reason.replace("_", "").isalnum():
                 raise InputError("a quarantine reason is one word", code="bad_reason")
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._files[reason] = (self.folder / f"{reason}.ndjson").open("w", encoding="utf-8")
+            path = self.folder / f"{reason}.ndjson"
+            self._files[reason] = cast(TextIOWrapper, path.open(self._mode, encoding="utf-8"))
         return self._files[reason]
 
     @property

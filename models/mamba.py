@@ -108,9 +108,7 @@ class MambaBlock(nn.Module):
         """Map packed tokens; see `Mamba.forward`."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u = F.silu(causal_conv1d(u.contiguous(), self.conv_weight, self.conv_bias, position))
-        parts = self.x_proj(u).split(
-            [self.rank, self.config.d_state, self.config.d_state], dim=-1
-        )
+        parts = self.x_proj(u).split([self.rank, self.config.d_state, self.config.d_state], dim=-1)
         y = selective_scan(
             u,
             F.linear(parts[0], self.dt_proj.weight),

@@ -89,7 +89,7 @@ SCORES = pa.schema(
         pa.field("task", pa.string(), nullable=False),
         pa.field("status", pa.string(), nullable=False),  # "scored" or "not_scored"
         pa.field("reason", pa.string()),  # set where not scored
-        pa.field("probability", pa.float32()),  # of the task's event within its horizon
+        pa.field("probability", pa.float32()),  # of a true label: mostly of the task's event
         pa.field("probability_competing", pa.float32()),  # of the competing event first
         pa.field("probability_none", pa.float32()),  # of neither
         pa.field("model_hash", pa.string(), nullable=False),

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_MOST_THREADS = numba.get_num_threads()
 CHECKPOINT = 32
 BLOCK = 32
 _LOG2E = np.float32(1.4426950408889634)
@@ -47,7 +48,7 @@ def _exp2(x: Any) -> Any:
 
 
 @numba.njit(parallel=True, **_JIT)
-def _forward(v, s, A, B, C, first, sequence, h0, zoh, y, checkpoints, finals, last):  # noqa: ANN001, ANN202, PLR0913
+def _forward(v, s, A, B, C, first, sequence, h0, zoh, y, checkpoints, finals, last):
     n_tokens, n_channels = v.shape
     n_state = A.shape[0]
     n_blocks = (n_channels + BLOCK - 1) // BLOCK
@@ -108,9 +109,9 @@ def _held_by_rate(x: Any, a: Any, rate: Any, s: Any) -> Any:
 
 
 @numba.njit(parallel=True, **_JIT)
-def _backward(  # noqa: ANN202, PLR0913
-    v, s, A, B, C, first, sequence, h0, zoh, checkpoints, last,  # noqa: ANN001
-    dy, dfinal, dv, ds, dA, dB, dC, dh0,  # noqa: ANN001
+def _backward(
+    v, s, A, B, C, first, sequence, h0, zoh, checkpoints, last,
+    dy, dfinal, dv, ds, dA, dB, dC, dh0,
 ):  # fmt: skip
     n_tokens, n_channels = v.shape
     n_state = A.shape[0]
@@ -194,7 +195,7 @@ class NumbaScan(torch.autograd.Function):
     """Autograd wrapper of the two compiled loops; float32, contiguous, CPU."""
 
     @staticmethod
-    def forward(ctx: Any, v, s, A, B, C, starts, ends, initial_state, zoh):  # noqa: ANN001, ANN205
+    def forward(ctx: Any, v, s, A, B, C, starts, ends, initial_state, zoh):
         """Run the scan; see `scan` for the shapes."""
         n_tokens, n_channels = v.shape
         n_state = A.shape[1]
@@ -231,7 +232,7 @@ class NumbaScan(torch.autograd.Function):
         """Gradients of all floating inputs and the initial state."""
         dy, dfinal = gradients
         arrays, first, sequence, h0, zoh, checkpoints, last = ctx.saved
-        v, _, A, B, _ = arrays
+        v, s, A, B, C = arrays
         n_tokens, n_channels = v.shape
         n_state = A.shape[0]
         n_blocks = -(-n_channels // BLOCK)
@@ -247,7 +248,7 @@ class NumbaScan(torch.autograd.Function):
         dC = np.empty_like(dB)
         dh0 = np.zeros_like(h0)
         _backward(
-            *arrays, first, sequence, h0, zoh, checkpoints, last,
+            v, s, A, B, C, first, sequence, h0, zoh, checkpoints, last,
             grad_y, final, dv, ds, dA, dB, dC, dh0,
         )  # fmt: skip
         return (
@@ -293,5 +294,5 @@ def scan(
     Returns:
         y (T, D) and the final states (S, D, N).
     """
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(torch.get_num_threads(), _MOST_THREADS))
     return NumbaScan.apply(v, s, A, B, C, starts, ends, initial_state, zoh)

@@ -3,7 +3,8 @@
 `scores.parquet` (`schema.SCORES`) is the record of the run. A stay that could not be scored has a
 row too, with its reason and no probability: a missing score must never look like a low risk. Its
 key is (subject_id, prediction_time, task, model_hash), so a run that is repeated replaces its own
-rows and no one else's.
+rows and no one else's. `probability` is that of a true label: of the event, or for a task that asks
+whether nothing happens (a long stay) of neither outcome.
 
 `predictions.parquet` (`schema.PREDICTIONS`) is the closed table of `meds-evaluation`: the scored
 stays whose label is known, ready for any evaluator that reads MEDS.
@@ -60,8 +61,12 @@ def check_scores(scores: pl.DataFrame, *, place: str = "scores") -> pl.DataFrame
             "bad_probability",
             place,
         )
+    # Where a true label means that nothing happens, two of the three are one probability.
+    largest = pl.max_horizontal("probability", "probability_none").cast(pl.Float64)
     _refuse(
-        frame.filter((status == SCORED) & (_probability_sum() > 1 + _SUM_TOLERANCE)),
+        frame.filter(
+            (status == SCORED) & (largest + pl.col("probability_competing") > 1 + _SUM_TOLERANCE)
+        ),
         "the probabilities of a row add up to more than one",
         "bad_probability",
         place,
@@ -100,7 +105,10 @@ def read_scores(path: str | Path) -> pl.DataFrame:
 
 
 def labelled_scores(scores: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
-    """Scored rows with their known label as `boolean_value`, in the order of `KEY`.
+    """Scored rows whose label is known, in the order of `KEY`.
+
+    Returns:
+        `schema.SCORES` with `boolean_value`; `probability` is that of a true label.
 
     Raises:
         FormatError: `scores` or `labels` break their contract, or a stay has two labels.
@@ -137,8 +145,8 @@ def write_predictions(
         scores: `schema.SCORES` of one task and one model.
         labels: `schema.LABELS`; stays without a label are left out.
         path: Parquet file to write.
-        threshold: `predicted_boolean_value` is true where the probability is at least this; None
-            leaves that column null, because an alert threshold is a choice and has no default.
+        threshold: `predicted_boolean_value` is true where the probability of a true label is at
+            least this; None leaves that column null: an alert threshold has no default.
 
     Raises:
         FormatError: See `labelled_scores`.
@@ -178,10 +186,6 @@ def _as_frame(table: pa.Table) -> pl.DataFrame:
 def _is_probability(name: str) -> pl.Expr:
     column = pl.col(name)
     return column.is_nan().not_() & column.is_between(0, 1)
-
-
-def _probability_sum() -> pl.Expr:
-    return pl.sum_horizontal(pl.col(name).cast(pl.Float64) for name in PROBABILITIES)
 
 
 def _refuse_duplicates(frame: pl.DataFrame, key: tuple[str, ...], place: str) -> None:

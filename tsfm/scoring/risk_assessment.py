@@ -9,8 +9,8 @@ The choices that FHIR leaves open are made once, here:
   the resource was made is `meta.lastUpdated`.
 * FHIR demands an offset with every hour. On the `utc` clock it is true; on the `wall` clock
   `+00:00` is nominal and a note says so.
-* `qualitativeRisk` follows `RiskBands`, and only for the event of the task: the bands of one
-  outcome mean nothing for another.
+* `qualitativeRisk` follows `RiskBands`, and only for the outcome that the task asks about: the
+  bands of one outcome mean nothing for another.
 * A stay that was not scored has no resource. It stays in `scores.parquet` with its reason, and
   `run.json` counts it: a resource without a prediction invites being read as "no risk".
 * The id is a hash of subject, prediction time, task and model, so that a repeated run updates
@@ -48,7 +48,7 @@ _WALL_CLOCK_NOTE = (
 
 @dataclass(frozen=True)
 class RiskBands:
-    """Where the words of `qualitativeRisk` begin, as probabilities of the task's event.
+    """Where the words of `qualitativeRisk` begin, as probabilities of the task's outcome.
 
     Below `low` the word is `negligible`, from `low` on `low`, from `moderate` on `moderate`, from
     `high` on `high`. `certain` is never written. There is no default: where "high" begins depends
@@ -92,15 +92,17 @@ class OutcomeText:
     """A task's outcome in words that a reader of the resource understands.
 
     Attributes:
-        event: What the probability is the probability of.
-        competing: What may happen first and rules the event out; None where nothing does.
-        horizon_days: Days from the prediction time within which the event counts; None where its
+        outcome: What a true label means; `probability` is about it.
+        competing: What `probability_competing` is about; None where it is not written.
+        horizon_days: Days from the prediction time within which the outcome counts; None where the
             end is not fixed in advance, such as the end of the stay.
+        short: A few words for axes and tables, such as `readmission within 30 days`.
     """
 
-    event: str
+    outcome: str
     competing: str | None = None
     horizon_days: float | None = None
+    short: str = ""
 
 
 OUTCOME_TEXTS: dict[str, OutcomeText] = {
@@ -108,11 +110,19 @@ OUTCOME_TEXTS: dict[str, OutcomeText] = {
         "Readmission to hospital within 30 days of discharge",
         "Death within 30 days of discharge, before any readmission",
         30.0,
+        "readmission within 30 days",
     ),
     "mortality_in_hospital": OutcomeText(
-        "Death during this hospital stay", "Discharge alive from this hospital stay"
+        "Death during this hospital stay",
+        "Discharge alive from this hospital stay",
+        short="death in hospital",
     ),
-    "length_of_stay_7d": OutcomeText("This hospital stay lasts longer than 7 days"),
+    "length_of_stay_7d": OutcomeText(
+        "Still in hospital 7 days after admission",
+        "Death in hospital within 7 days of admission",
+        6.0,
+        "a stay of more than 7 days",
+    ),
 }
 """Words for the tasks of `tsfm.tasks`."""
 
@@ -130,7 +140,7 @@ def write_risk_assessments(
     bands: RiskBands,
     generated_at: datetime,
     clock: str,
-    outcome: OutcomeText | None = None,
+    words: OutcomeText | None = None,
 ) -> int:
     """Write one RiskAssessment for every scored row and return how many.
 
@@ -147,20 +157,20 @@ def write_risk_assessments(
         bands: Where `qualitativeRisk` changes its word.
         generated_at: Moment of the run, with a time zone.
         clock: Clock of the data set, `utc` or `wall`.
-        outcome: Words for the task; by default those of `OUTCOME_TEXTS`.
+        words: The task's outcome in words; by default those of `OUTCOME_TEXTS`.
 
     Raises:
         FormatError: `scores` break a rule of `check_scores`.
         InputError: No words for the task, an unknown clock, or `generated_at` without a zone.
         ModelMismatch: A row is of another task or model.
     """
-    words = outcome or OUTCOME_TEXTS.get(task)
+    words = words or OUTCOME_TEXTS.get(task)
     if words is None:
         raise InputError(
             f"no outcome text for task '{task}'",
             code="unknown_task",
             place="task",
-            remedy="Pass outcome=OutcomeText(...).",
+            remedy="Pass words=OutcomeText(...).",
         )
     if clock not in ("utc", "wall"):
         raise InputError(
@@ -230,7 +240,7 @@ def _predictions(
     word = bands.word(probability)
     predictions: list[dict[str, Any]] = [
         {
-            "outcome": {"text": words.event},
+            "outcome": {"text": words.outcome},
             "probabilityDecimal": round(probability, DECIMALS),
             "qualitativeRisk": {
                 "coding": [{"system": RISK_PROBABILITY, "code": word, "display": _DISPLAY[word]}]

@@ -76,6 +76,7 @@ DRUGS = {
 """Name to RxNorm ingredient, display, dose and unit of an administration."""
 
 OPIOIDS = ("morphine", "oxycodone")
+ANTIBIOTICS = ("ceftriaxone", "vancomycin")
 
 CONDITIONS = {
     "heart_failure": ("I50.9", "Heart failure, unspecified"),

@@ -26,9 +26,9 @@ BIN_EDGES_DAYS = (0.0, 1.0, 3.0, 7.0, 14.0, 30.0, 60.0, 90.0, 180.0, 365.0, math
 HORIZON_DAYS = 30.0
 PLANNED_PER_DAY = 0.08 / 365.25
 
-READMISSION_PER_DAY = 0.00300
-READMISSION_SHAPE = (1.3, 1.7, 1.5, 1.25, 1.0, 0.75, 0.6, 0.5, 0.42, 0.36)
-DEATH_PER_DAY = 0.00062
+READMISSION_PER_DAY = 0.00088
+READMISSION_SHAPE = (1.3, 1.7, 1.5, 1.25, 1.0, 0.9, 0.85, 0.8, 0.8, 0.75)
+DEATH_PER_DAY = 0.00070
 DEATH_SHAPE = (1.2, 1.5, 1.4, 1.2, 1.0, 0.8, 0.65, 0.5, 0.4, 0.35)
 
 READMISSION, DEATH = "readmission", "death"
@@ -58,6 +58,8 @@ class Covariates:
         weight_slope: Recency-weighted slope of recorded weights, kg per day.
         furosemide: Sum over administrations of exp(-elapsed / 36 h).
         opioids: Sum over administrations of exp(-elapsed / 24 h).
+        antibiotics: As opioids.
+        intensive_care: exp(-elapsed / 72 h) since intensive care was last left; 0 if never.
         elective: 1 if the stay was a planned one.
         stay_hours: From admission to discharge.
     """
@@ -81,6 +83,8 @@ class Covariates:
     weight_slope: float
     furosemide: float
     opioids: float
+    antibiotics: float
+    intensive_care: float
     elective: float
     stay_hours: float
 
@@ -90,29 +94,31 @@ def readmission_terms(facts: Covariates) -> dict[str, float]:
     bnp = _bend(_log(facts.bnp), 6.7, 1.2)
     visits = _saturate(facts.ed_visits)
     return {
-        "age": 0.25 * _bend(facts.age_years, 68.0, 18.0),
+        "age": 0.20 * _bend(facts.age_years, 68.0, 18.0),
         "heart_failure": 0.30 * facts.heart_failure,
-        "copd": 0.35 * facts.copd,
-        "ckd": 0.12 * facts.ckd_grade,
-        "cancer": 0.50 * facts.cancer,
+        "copd": 0.30 * facts.copd,
+        "ckd": 0.10 * facts.ckd_grade,
+        "cancer": 0.40 * facts.cancer,
         "dementia": 0.10 * facts.dementia,
-        "atrial_fibrillation": 0.20 * facts.atrial_fibrillation,
-        "diabetes": 0.20 * facts.diabetes,
-        "prior_stays": 0.90 * _saturate(facts.prior_stays),
-        "ed_visits": 0.70 * visits,
+        "atrial_fibrillation": 0.15 * facts.atrial_fibrillation,
+        "diabetes": 0.15 * facts.diabetes,
+        "prior_stays": 0.85 * _saturate(facts.prior_stays),
+        "ed_visits": 0.80 * visits,
         "ed_visits_dementia": 0.60 * visits * facts.dementia,
-        "haemoglobin": -0.55 * _bend(facts.haemoglobin, 11.5, 2.5),
-        "sodium": -0.45 * _bend(facts.sodium, 137.0, 4.0),
-        "creatinine": 0.35 * _bend(_log(facts.creatinine), 0.25, 0.7),
-        "albumin": -0.45 * _bend(facts.albumin, 3.4, 0.6),
-        "bnp": 0.15 * bnp,
-        "bnp_heart_failure": 0.45 * bnp * facts.heart_failure,
-        "creatinine_slope": 0.55 * math.tanh(facts.creatinine_slope / 0.12),
-        "weight_slope": 0.55 * math.tanh(facts.weight_slope / 0.45),
-        "furosemide": 0.55 * _saturate(facts.furosemide),
-        "opioids": 0.55 * _saturate(facts.opioids),
-        "elective": -0.55 * facts.elective,
-        "stay_hours": 0.35 * _bend(math.log(facts.stay_hours), 4.6, 0.8),
+        "haemoglobin": -0.35 * _bend(facts.haemoglobin, 11.5, 2.5),
+        "sodium": -0.30 * _bend(facts.sodium, 137.0, 4.0),
+        "creatinine": 0.20 * _bend(_log(facts.creatinine), 0.25, 0.7),
+        "albumin": -0.30 * _bend(facts.albumin, 3.4, 0.6),
+        "bnp": 0.12 * bnp,
+        "bnp_heart_failure": 0.40 * bnp * facts.heart_failure,
+        "creatinine_slope": 0.50 * math.tanh(facts.creatinine_slope / 0.12),
+        "weight_slope": 0.50 * math.tanh(facts.weight_slope / 0.45),
+        "furosemide": 1.00 * _saturate(facts.furosemide),
+        "opioids": 1.00 * _saturate(facts.opioids),
+        "antibiotics": 0.90 * _saturate(facts.antibiotics),
+        "intensive_care": 1.00 * facts.intensive_care,
+        "elective": -0.40 * facts.elective,
+        "stay_hours": 0.25 * _bend(math.log(facts.stay_hours), 4.6, 0.8),
     }
 
 

@@ -1,21 +1,15 @@
-"""Hospital stays, follow-up and the rules that turn them into index stays.
+"""Tasks, follow-up, and what all index cohorts share.
 
 A task is a question asked at one moment of one stay: how long until its event, its competing event,
-or neither. Here the recorded admissions and discharges become stays (`hospital_stays`), stays that
-are one episode of care become one (`merge_stays`), and how long subjects were watched is read from
-the data set (`follow_up_of`). Everything is vectorised over subjects.
+or neither. How long subjects were watched is read from the data set (`follow_up_of`), and an answer
+that the follow-up was too short for is unknown, never negative (`label_of`).
 
-Deaths are often dates. A death stamped at midnight sharp is read as a date, that is as the last
-microsecond of its day; whether such a death belongs to a stay that ended on the same day is then
-for the discharge disposition to say.
-
-This module reads the whole of a subject's record, the future too: outcomes may, features may not.
+Outcomes are told in exact days, so a horizon is exact too: 30 days are 720 hours, inclusive.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,8 +17,23 @@ from typing import Any
 
 import polars as pl
 
-from tsfm import clock, codes, event_table, schema
+from tsfm import clock, event_table, schema
 from tsfm.errors import FormatError, InputError
+from tsfm.tasks.stays import hospital_stays, merge_stays
+
+__all__ = [
+    "COMPLETE_DAYS",
+    "AdmissionRules",
+    "Followup",
+    "Task",
+    "conclude",
+    "find_at_hour",
+    "first_reason",
+    "follow_up_of",
+    "hospital_stays",
+    "label_of",
+    "merge_stays",
+]
 
 COMPLETE_DAYS = 365.0
 """Days for which a subject of a date-shifted release is taken to be watched after a discharge."""
@@ -83,7 +92,7 @@ class Task:
     event_name: str
     competing_name: str
     find_cohort: Callable[..., pl.DataFrame]
-    rules: Any
+    rules: Any = None
 
 
 def label_of(
@@ -101,7 +110,9 @@ def label_of(
         InputError: `positive` is another word.
     """
     if positive not in ("event", "none"):
-        raise InputError("positive is neither event nor none", code="bad_positive", place="label_of")
+        raise InputError(
+            "positive is neither event nor none", code="bad_positive", place="label_of"
+        )
     by_horizon = pl.col("days") <= horizon_days
     happened = pl.col("outcome").is_in(["event", "competing"])
     watched = happened | (pl.col("days") >= horizon_days)
@@ -130,22 +141,16 @@ def follow_up_of(root: str | Path) -> Followup:
         return Followup("complete")
     if facts.get("data_as_of"):
         return Followup("until", _read_moment(str(facts["data_as_of"]), facts.get("clock")))
-    ends: list[tuple[int, int]] = []
+    last: list[datetime] = []
+    last_known: list[datetime] = []
     for path in event_table.shard_paths(root):
-        table = event_table.read_table(path)
-        times = pl.from_arrow(table.select([schema.TIME]))[schema.TIME]
-        known = (
-            pl.from_arrow(table.select([schema.AVAILABLE_TIME]))[schema.AVAILABLE_TIME]
-            if schema.AVAILABLE_TIME in table.column_names
-            else times
-        )
-        last, last_known = times.max(), known.max()
-        if isinstance(last, datetime):
-            known_us = clock.to_us(last_known) if isinstance(last_known, datetime) else None
-            ends.append((clock.to_us(last), known_us or clock.to_us(last)))
-    if not ends:
-        return Followup("until", 0)
-    return Followup("until", min(max(a for a, _ in ends), max(b for _, b in ends)))
+        events = event_table.read_events(path)
+        for found, column in ((last, schema.TIME), (last_known, schema.AVAILABLE_TIME)):
+            latest = events[column].max()
+            if isinstance(latest, datetime):
+                found.append(latest)
+    ends = [max(found) for found in (last, last_known) if found]
+    return Followup("until", clock.to_us(min(ends)) if ends else 0)
 
 
 def _read_moment(text: str, clock_mode: str | None) -> int:
@@ -163,226 +168,106 @@ def _read_moment(text: str, clock_mode: str | None) -> int:
     return clock.to_us(moment.replace(tzinfo=None))
 
 
-def hospital_stays(events: pl.DataFrame) -> pl.DataFrame:
-    """One row for every recorded admission, in order of subject and time.
+def days_between(start: pl.Expr, end: pl.Expr) -> pl.Expr:
+    """Exact days from one time to another, as a float."""
+    return (end - start).dt.total_microseconds() / clock.DAY_US
 
-    Admissions and discharges are paired by `encounter_id`; where an event has none, an admission
-    takes the next discharge without one that comes before the next admission.
 
-    Args:
-        events: Whole records of any number of subjects, columns of `schema.EVENTS`.
+def first_reason(reasons: Sequence[tuple[pl.Expr, str]]) -> pl.Expr:
+    """The name of the first condition that holds, else null: why a stay is not eligible."""
+    return pl.coalesce(
+        *(pl.when(condition.fill_null(False)).then(pl.lit(name)) for condition, name in reasons),
+        pl.lit(None, dtype=pl.String),
+    )
 
-    Returns:
-        subject_id, encounter_id, admit_time, discharge_time (null: open, or before the admission,
-        which `flawed` tells), admission_type, disposition (null: unknown), died (in this stay),
-        age_years (at admission, by the calendar; null: no birth), death_time, last_time (of any
-        event of the subject), flawed.
-    """
-    timed = events.filter(pl.col(schema.TIME).is_not_null())
-    moments = timed.select(
+
+def conclude(stays: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `schema.COHORT` from stays with prediction_time, reason, outcome and outcome_days."""
+    eligible = pl.col("reason").is_null()
+    return stays.select(
         schema.SUBJECT_ID,
+        schema.PREDICTION_TIME,
         schema.ENCOUNTER_ID,
-        schema.TIME,
-        schema.CODE,
-        _part(1).alias("kind"),
-    )
-    admissions = moments.filter(is_class(codes.ADMISSION)).rename({schema.TIME: "admit_time"})
-    discharges = moments.filter(is_class(codes.DISCHARGE)).rename({schema.TIME: "discharge_time"})
-    keys = [schema.SUBJECT_ID, schema.ENCOUNTER_ID]
-    has_id = pl.col(schema.ENCOUNTER_ID).is_not_null()
-    entered = pl.concat(
-        [
-            admissions.filter(has_id)
-            .sort("admit_time", maintain_order=True)
-            .group_by(keys, maintain_order=True)
-            .agg(pl.col("admit_time").first(), pl.col("kind").drop_nulls().first()),
-            admissions.filter(~has_id)
-            .unique([schema.SUBJECT_ID, "admit_time"], keep="first", maintain_order=True)
-            .select(*keys, "admit_time", "kind"),
-        ]
-    ).rename({"kind": "admission_type"})
-    left = (
-        discharges.filter(has_id)
-        .sort("discharge_time", maintain_order=True)
-        .group_by(keys, maintain_order=True)
-        .agg(pl.col("discharge_time").last(), pl.col("kind").drop_nulls().last())
-        .rename({"kind": "disposition"})
-    )
-    paired = entered.join(left, on=keys, how="left", nulls_equal=False)
-    loose = discharges.filter(~has_id).rename({"kind": "disposition"})
-    if loose.height:
-        paired = _pair_by_order(paired, loose)
-    return _describe(paired, timed)
+        "start_time",
+        "end_time",
+        eligible.alias("eligible"),
+        "reason",
+        pl.when(eligible).then("outcome").alias("outcome"),
+        pl.when(eligible).then("outcome_days").cast(pl.Float64).alias("outcome_days"),
+    ).sort(schema.SUBJECT_ID, "start_time", schema.PREDICTION_TIME, maintain_order=True)
 
 
-def _pair_by_order(stays: pl.DataFrame, loose: pl.DataFrame) -> pl.DataFrame:
-    """Give admissions that lack a discharge the next one that belongs to no encounter."""
-    subject = schema.SUBJECT_ID
-    loose = (
-        loose.unique([subject, "discharge_time"], keep="last", maintain_order=True)
-        .select(subject, "discharge_time", "disposition")
-        .sort(subject, "discharge_time")
-    )
-    bounds = (
-        stays.select(subject, "admit_time")
-        .unique()
-        .sort(subject, "admit_time")
-        .with_columns(_next=pl.col("admit_time").shift(-1).over(subject))
-    )
-    want = pl.col("discharge_time").is_null()
-    unpaired = (
-        stays.filter(want)
-        .drop("discharge_time", "disposition")
-        .join(bounds, on=[subject, "admit_time"], how="left")
-        .sort(subject, "admit_time")
-    )
-    # Strictly later first: at a shared stamp the discharge ends the stay before, not this one.
-    later = (
-        unpaired.sort("admit_time")
-        .join_asof(
-            loose.sort("discharge_time"),
-            left_on="admit_time",
-            right_on="discharge_time",
-            by=subject,
-            strategy="forward",
-            allow_exact_matches=False,
-            coalesce=False,
-            check_sortedness=False,
-        )
-        .sort(subject, "admit_time")
-        .with_columns(_fits=pl.col("discharge_time") <= pl.col("_next").fill_null(datetime.max))
-        .with_columns(
-            pl.when("_fits").then("discharge_time").alias("discharge_time"),
-            pl.when("_fits").then("disposition").alias("disposition"),
-        )
-    )
-    taken = pl.col("discharge_time").shift(1).over(subject).eq_missing(pl.col("admit_time"))
-    at_once = loose.rename({"discharge_time": "_at", "disposition": "_at_disposition"})
-    found = (
-        later.with_columns(_taken=taken)
-        .join(
-            at_once.with_columns(admit_time="_at"), on=[subject, "admit_time"], how="left"
-        )
-        .with_columns(
-            _zero=pl.col("discharge_time").is_null() & ~pl.col("_taken") & pl.col("_at").is_not_null()
-        )
-        .with_columns(
-            pl.when("_zero").then("_at").otherwise("discharge_time").alias("discharge_time"),
-            pl.when("_zero").then("_at_disposition").otherwise("disposition").alias("disposition"),
-        )
-    )
-    return pl.concat([stays.filter(~want), found.select(stays.columns)])
+@dataclass(frozen=True)
+class AdmissionRules:
+    """Which stays are asked about a fixed time after admission.
+
+    Attributes:
+        hours: From the admission to the prediction time.
+        min_age: Years at admission, inclusive.
+        merge_same_day: Count a stay that begins on the day the last one ended as its continuation.
+    """
+
+    hours: float = 24.0
+    min_age: float = 18.0
+    merge_same_day: bool = True
 
 
-def _describe(stays: pl.DataFrame, timed: pl.DataFrame) -> pl.DataFrame:
-    """Add age, death and flaws to paired stays."""
-    subject = schema.SUBJECT_ID
-    births = (
-        timed.filter(is_class(codes.BIRTH)).group_by(subject).agg(birth=pl.col(schema.TIME).min())
-    )
-    deaths = (
-        timed.filter(is_class(codes.DEATH))
-        .group_by(subject)
-        .agg(stamp=pl.col(schema.TIME).min())
-        .with_columns(dated=pl.col("stamp") == pl.col("stamp").dt.truncate("1d"))
-    )
-    last = timed.group_by(subject).agg(last_time=pl.col(schema.TIME).max())
-    end_of_day = pl.col("stamp").dt.truncate("1d") + timedelta(days=1, microseconds=-1)
-    death = pl.when("dated").then(end_of_day).otherwise("stamp")
-    admit, left = pl.col("admit_time"), pl.col("discharge_time")
-    within = (pl.col("_death") >= admit) & (pl.col("_death") <= left)
-    same_day = pl.col("_on_a_day") & (pl.col("_death").dt.date() == left.dt.date())
-    by_disposition = pl.col("disposition").eq_missing(codes.DIED)
-    is_last = admit == admit.max().over(subject)
-    died = (
-        by_disposition
-        | within.fill_null(False)
-        | (same_day & pl.col("disposition").is_null()).fill_null(False)
-        | (left.is_null() & ~pl.col("flawed") & is_last & (pl.col("_death") >= admit)).fill_null(False)
-    )
-    told = pl.when(by_disposition).then(left).min().over(subject)
-    return (
-        stays.join(births, on=subject, how="left")
-        .join(deaths, on=subject, how="left")
-        .join(last, on=subject, how="left")
-        .with_columns(
-            flawed=(left < admit).fill_null(False),
-            # The last microsecond of a day is how a date of death may come from the source.
-            _on_a_day=(death == end_of_day).fill_null(False),
-            _death=death,
-        )
-        .with_columns(discharge_time=pl.when(~pl.col("flawed")).then(left))
-        .with_columns(died=died, death_time=pl.min_horizontal("_death", told))
-        .with_columns(age_years=_age("birth", "admit_time"))
-        .sort(subject, "admit_time", "discharge_time", nulls_last=True, maintain_order=True)
-        .select(
-            subject,
-            schema.ENCOUNTER_ID,
-            "admit_time",
-            "discharge_time",
-            "admission_type",
-            "disposition",
-            "died",
-            "age_years",
-            "death_time",
-            "last_time",
-            "flawed",
-        )
-    )
-
-
-def _age(birth: str, moment: str) -> pl.Expr:
-    """Calendar age: exactly 18 on the eighteenth birthday, whatever the leap years."""
-    born, now = pl.col(birth), pl.col(moment)
-    turned = now.dt.year() - born.dt.year()
-    years = turned - (born.dt.offset_by(pl.format("{}y", turned)) > now).cast(pl.Int32)
-    since = (now - born.dt.offset_by(pl.format("{}y", years))).dt.total_seconds() / 86_400
-    return years + pl.min_horizontal(since / 366, pl.lit(1 - 1e-9))
-
-
-def merge_stays(
-    stays: pl.DataFrame, *, merge_same_day: bool = True, merge_hours: float | None = None
+def find_at_hour(
+    events: pl.DataFrame, followup: Followup, rules: AdmissionRules, *, event: str
 ) -> pl.DataFrame:
-    """Say which recorded stays are one episode of care.
-
-    Stays that overlap or touch are always one. A stay that begins on the calendar day on which the
-    previous one ended (`merge_same_day`), or within `merge_hours` of its end, continues it.
+    """Cohort of stays still in progress some hours after admission, and how they ended.
 
     Args:
-        stays: From `hospital_stays`.
-        merge_same_day: Join stays across a gap within one calendar day.
-        merge_hours: Join stays across a gap of at most this many hours.
+        events: Whole records, columns of `schema.EVENTS`.
+        followup: How long subjects were watched; in a `complete` release an open stay is watched
+            until its subject's last event.
+        rules: Switches.
+        event: `death` or `discharge` (alive); the other one competes.
 
     Returns:
-        The rows of `stays` with: episode (id), first, last (whether the row opens or closes its
-        episode), start_time, end_time (null: open), start_type, episode_died, age_years at the
-        start of the episode.
+        One row a recorded stay, columns of `schema.COHORT`. An episode of several stays is asked
+        about once, in its first row.
     """
-    subject = schema.SUBJECT_ID
-    end = pl.coalesce("discharge_time", "admit_time")
-    before = pl.col("_end").cum_max().shift(1).over(subject)
-    admit = pl.col("admit_time")
-    joins = admit <= before
-    if merge_same_day:
-        joins = joins | (admit.dt.date() == before.dt.date())
-    if merge_hours is not None:
-        joins = joins | (admit <= before + timedelta(hours=merge_hours))
-    by_end = pl.col("_row").sort_by(["_end", "_open", "_row"]).last().over("episode")
-    return (
-        stays.sort(subject, "admit_time", "discharge_time", nulls_last=True, maintain_order=True)
-        .with_row_index("_row")
-        .with_columns(_end=end, _open=pl.col("discharge_time").is_null())
-        .with_columns(episode=(~joins.fill_null(False)).cum_sum())
+    stays = merge_stays(hospital_stays(events), merge_same_day=rules.merge_same_day)
+    start, left = pl.col("start_time"), pl.col("end_time")
+    over_at = pl.when("episode_died").then(pl.min_horizontal(left, "death_time")).otherwise(left)
+    watched = (
+        pl.col("last_time")
+        if followup.until_us is None
+        else pl.lit(clock.from_us(followup.until_us), dtype=pl.Datetime("us"))
+    )
+    at = start + timedelta(hours=rules.hours)
+    lasts = pl.col("_over").is_null()
+    followed_by = pl.col("episode") < pl.col("episode").max().over(schema.SUBJECT_ID)
+    flawed = (pl.col("flawed") & pl.col("last")).any().over("episode")
+    reasons = [
+        (~pl.col("first"), "merged_into_previous_stay"),
+        (start > pl.col("death_time"), "admitted_after_death"),
+        (flawed, "discharge_before_admission"),
+        (lasts & followed_by, "discharge_unknown"),
+        (pl.col("age_years").is_null(), "unknown_age"),
+        (pl.col("age_years") < rules.min_age, "minor"),
+        (pl.col("_over") <= at, "left_before_prediction_time"),
+        (lasts & (watched < at), "follow_up_ended_before_prediction_time"),
+    ]
+    dead = "event" if event == "death" else "competing"
+    alive = "competing" if event == "death" else "event"
+    return conclude(
+        stays.with_columns(_over=over_at)
         .with_columns(
-            first=pl.col("_row") == pl.col("_row").min().over("episode"),
-            last=pl.col("_row") == by_end,
-            start_time=admit.min().over("episode"),
-            start_type=pl.col("admission_type").first().over("episode"),
-            episode_died=pl.col("died").any().over("episode"),
-            age_years=pl.col("age_years").first().over("episode"),
+            at.alias(schema.PREDICTION_TIME),
+            first_reason(reasons).alias("reason"),
+            outcome=pl.when(lasts)
+            .then(pl.lit("censored"))
+            .when("episode_died")
+            .then(pl.lit(dead))
+            .otherwise(pl.lit(alive)),
+            outcome_days=days_between(at, pl.when(lasts).then(watched).otherwise("_over")),
         )
         .with_columns(
-            end_time=pl.when("last").then("discharge_time").max().over("episode"),
+            # A continued stay is no index stay: it keeps its own times.
+            start_time=pl.when("first").then("start_time").otherwise("admit_time"),
+            end_time=pl.when("first").then("end_time").otherwise("discharge_time"),
+            prediction_time=pl.when("first").then(at).otherwise("admit_time"),
         )
-        .drop("_row", "_end", "_open")
     )

@@ -1,0 +1,214 @@
+# pyright: strict
+"""Conditions, procedures, vaccinations, allergies, reports and specimens as events.
+
+Billing codes are the great leak of hospital data: they are set after the patient has left, and
+often carry the stay's whole story. An encounter's diagnosis is therefore available when it was
+recorded, or else some days after the encounter's end (`tsfm.clock.CodingDelay`); while a stay
+lasts, a code without a record of when it was entered is not usable at all.
+"""
+
+from __future__ import annotations
+
+from tsfm import codes
+from tsfm.clock import Stamp
+from tsfm.ingest.fhir_codes import (
+    CVX,
+    LOINC,
+    RXNORM,
+    SNOMED,
+    clinical_code,
+    code_parts,
+    has_code,
+    profile_name,
+)
+from tsfm.ingest.fhir_events import NOT_DONE, EventColumns
+from tsfm.ingest.fhir_fields import (
+    AllergyIntolerance,
+    Condition,
+    DiagnosticReport,
+    Immunization,
+    Procedure,
+    Specimen,
+)
+from tsfm.ingest.fhir_references import collected_text
+
+IMMUNIZATION, ALLERGY, REPORT, SPECIMEN = "IMMUNIZATION", "ALLERGY", "REPORT", "SPECIMEN"
+
+
+def add_condition(row: Condition, events: EventColumns) -> str:
+    """Add a diagnosis at its onset or the end of its encounter, known once it was recorded."""
+    status = [row.verification_status] if row.verification_status else []
+    if has_code(status, "entered-in-error"):
+        return "entered_in_error"
+    if has_code(status, "refuted"):
+        return "refuted"
+    subject = events.subject_of(row.subject)
+    found = clinical_code(codes.DIAGNOSIS, row.code, codes.icd_diagnosis)
+    if found is None:
+        return "no_code"
+    stay = events.stay_of(row.encounter)
+    onset = row.onset_date_time or (row.onset_period.start if row.onset_period else None)
+    begun = events.stamps[onset] if onset else None
+    recorded = events.stamps[row.recorded_date] if row.recorded_date else None
+    if has_code(row.category, "problem-list-item") or stay is None:
+        moment = _problem_times(
+            begun, recorded, stay.end if stay else None, row.encounter is not None
+        )
+    else:
+        moment = _billing_times(begun, recorded, stay.end, events)
+    if moment is None:
+        return "no_time"
+    code, text, _ = found
+    events.add(subject, code, *moment, stay, description=text)
+    return ""
+
+
+def _billing_times(
+    begun: Stamp | None, recorded: Stamp | None, end: Stamp | None, events: EventColumns
+) -> tuple[int, int] | None:
+    if recorded is None and end is None:
+        return None  # the stay lasts: nothing says when this became known
+    time = begun.us if begun else end.end_us if end else recorded.us if recorded else None
+    assert time is not None
+    if recorded is not None:
+        return time, recorded.end_us
+    assert end is not None
+    return time, events.delay.available_us(end.end_us)
+
+
+def _problem_times(
+    begun: Stamp | None, recorded: Stamp | None, end: Stamp | None, in_stay: bool
+) -> tuple[int, int] | None:
+    time = begun.us if begun else recorded.us if recorded else end.end_us if end else None
+    if time is None:
+        return None
+    if recorded is not None:
+        return time, recorded.end_us
+    if in_stay and end is None:
+        return None
+    return time, max(stamp.end_us for stamp in (begun, end) if stamp is not None)
+
+
+def add_procedure(row: Procedure, events: EventColumns) -> str:
+    """Add a procedure; one with an ICD code is known only after its encounter was coded."""
+    if row.status == "entered-in-error":
+        return "entered_in_error"
+    if row.status in NOT_DONE:
+        return "not_done"
+    subject = events.subject_of(row.subject)
+    stay = events.stay_of(row.encounter)
+    moment = events.moment(row.performed_date_time, row.performed_period)
+    if moment is None:
+        return "no_time"
+    time, available = moment
+    if profile_name(row.meta).endswith("procedure-icu"):
+        return _add_icu_procedure(row, subject, time, events)
+    found = clinical_code(codes.PROCEDURE, row.code, codes.icd_procedure)
+    if found is None:
+        return "no_code"
+    code, text, is_icd = found
+    if is_icd:
+        if stay is not None and stay.end is None and not stay.problem:
+            return "no_time"  # the stay lasts: it is not coded yet
+        end = stay.end.end_us if stay and stay.end else available
+        available = events.delay.available_us(max(end, available))
+    events.add(subject, code, time, available, stay, description=text)
+    return ""
+
+
+def _add_icu_procedure(row: Procedure, subject: int, time: int, events: EventColumns) -> str:
+    found = code_parts(row.code) if row.code else None
+    if found is None:
+        return "no_code"
+    parts, text = found
+    stay = events.references.stay(row.encounter.reference) if row.encounter else None
+    end = row.performed_period.end if row.performed_period else None
+    ended = events.stamps[end] if end else None
+    start_code = codes.join(codes.PROCEDURE, "START", *parts)
+    events.add(subject, start_code, time, None, stay, description=text)
+    if ended is not None:
+        end_code = codes.join(codes.PROCEDURE, "END", *parts)
+        events.add(subject, end_code, ended.us, ended.end_us, stay, description=text)
+    return ""
+
+
+def add_immunization(row: Immunization, events: EventColumns) -> str:
+    """Add a vaccination, known once it was recorded."""
+    if row.status == "entered-in-error":
+        return "entered_in_error"
+    if row.status in NOT_DONE:
+        return "not_done"
+    subject = events.subject_of(row.patient)
+    found = code_parts(row.vaccine_code, CVX) if row.vaccine_code else None
+    if found is None:
+        return "no_code"
+    moment = events.moment(row.occurrence_date_time)
+    if moment is None:
+        return "no_time"
+    time, available = moment
+    if row.recorded:
+        available = max(available, events.stamps[row.recorded].end_us)
+    parts, text = found
+    stay = events.stay_of(row.encounter)
+    code = codes.join(IMMUNIZATION, *parts)
+    events.add(subject, code, time, available, stay, description=text)
+    return ""
+
+
+def add_allergy(row: AllergyIntolerance, events: EventColumns) -> str:
+    """Add an allergy at the time it was recorded, else at its onset."""
+    status = [row.verification_status] if row.verification_status else []
+    if has_code(status, "entered-in-error"):
+        return "entered_in_error"
+    if has_code(status, "refuted"):
+        return "refuted"
+    subject = events.subject_of(row.patient)
+    found = code_parts(row.code, RXNORM, SNOMED) if row.code else None
+    if found is None:
+        return "no_code"
+    moment = events.moment(row.recorded_date or row.onset_date_time)
+    if moment is None:
+        return "no_time"
+    parts, text = found
+    stay = events.stay_of(row.encounter)
+    events.add(subject, codes.join(ALLERGY, *parts), *moment, stay, description=text)
+    return ""
+
+
+def add_report(row: DiagnosticReport, events: EventColumns) -> str:
+    """Add that a report was made, known once it was issued; its text is not read."""
+    if row.status == "entered-in-error":
+        return "entered_in_error"
+    if row.status in NOT_DONE:
+        return "not_done"
+    subject = events.subject_of(row.subject)
+    found = code_parts(row.code, LOINC) if row.code else None
+    if found is None:
+        return "no_code"
+    moment = events.moment(row.effective_date_time, row.effective_period)
+    issued = events.stamps[row.issued] if row.issued else None
+    if moment is None:
+        if issued is None:
+            return "no_time"
+        moment = (issued.us, issued.end_us)
+    time, available = moment
+    if issued is not None and issued.us >= time:
+        available = issued.end_us
+    parts, text = found
+    stay = events.stay_of(row.encounter)
+    events.add(subject, codes.join(REPORT, *parts), time, available, stay, description=text)
+    return ""
+
+
+def add_specimen(row: Specimen, events: EventColumns) -> str:
+    """Add that material was taken."""
+    if row.status == "entered-in-error":
+        return "entered_in_error"
+    subject = events.subject_of(row.subject)
+    moment = events.moment(collected_text(row))
+    if moment is None:
+        return "no_time"
+    found = code_parts(row.type, SNOMED) if row.type else None
+    parts, text = found or ([codes.UNKNOWN], "")
+    events.add(subject, codes.join(SPECIMEN, *parts), *moment, description=text)
+    return ""

@@ -1,0 +1,297 @@
+# pyright: strict
+"""What other resources refer to: patients, stays, wards, medications, orders, specimens.
+
+Files come in any order, so all referenced resources are read in a first pass and kept here in
+compact form; the second pass then resolves every reference at once. Times are kept as written until
+the first pass is over, because only then is it known which clock the source is on.
+
+A reference that leads nowhere stays nowhere: no patient is ever made up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Container
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from tsfm import codes
+from tsfm.clock import Clock, Stamp, StampError
+from tsfm.ingest import fhir_fields as fields
+from tsfm.ingest.fhir_codes import first_code, has_code, is_mimic, profile_name
+from tsfm.ingest.fhir_fields import Reference, reference_key, stable_id
+from tsfm.ingest.fhir_medications import MedicationIndex, Name, is_local
+
+HOSPITAL, EMERGENCY, INTENSIVE, WARD = "hospital", "ed", "icu", "ward"
+OUTPATIENT, OTHER = "outpatient", "other"
+_CLASSES = {
+    **dict.fromkeys(("IMP", "ACUTE", "NONACUTE", "OBSENC", "SS", "INPATIENT"), HOSPITAL),
+    **dict.fromkeys(("EMER", "EMERGENCY"), EMERGENCY),
+    **dict.fromkeys(("AMB", "VR", "HH", "FLD", "AMBULATORY", "OUTPATIENT"), OUTPATIENT),
+}
+_MIMIC_KINDS = {
+    "encounter-hosp": HOSPITAL,
+    "encounter-ed": EMERGENCY,
+    "encounter-icu": INTENSIVE,
+}
+_ICU_NAME = re.compile(r"\b[A-Z]?[A-Z]?ICU\b|\bCCU\b|intensive|critical care|coronary care", re.I)
+_ICU_TYPES = ("ICU", "PEDICU", "PEDNICU", "CCU")
+
+
+@dataclass(slots=True)
+class Stay:
+    """An Encounter as others need it.
+
+    Attributes:
+        encounter_id: Integer key.
+        subject: Reference of its patient, as written.
+        kind: `hospital`, `ed`, `icu`, `ward` (a part of a hospital stay), `outpatient`, `other`.
+        disposition: How it ended, in MIMIC's words; None where not said.
+        start: Period's start; None where absent or unreadable.
+        end: Period's end; None while the stay lasts.
+        problem: Why its period can't be used, as a quarantine reason.
+    """
+
+    encounter_id: int
+    subject: str
+    kind: str
+    disposition: str | None
+    start: Stamp | None = None
+    end: Stamp | None = None
+    problem: str = ""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Facts of an Encounter until all others and the clock are known."""
+
+    period: tuple[str | None, str | None]
+    part_of: str
+    wards: list[Reference]
+
+
+@dataclass(slots=True)
+class ReferenceIndex:
+    """Referenced resources by `Type/id`, with aliases for Bundle addresses.
+
+    Attributes:
+        subjects: Patient to subject id.
+        source_ids: Subject id to the Patient's id.
+        deaths: Subject id to the stamp of death.
+        died_at: Subject id to the ends of hospital stays that ended in death.
+        stays: Encounters.
+        wards: Locations' names.
+        orders: MedicationRequests' time as written and medication's name.
+        collected: Specimens' time of collection as written.
+        medications: Medications and their names.
+        is_mimic: Whether the source is MIMIC-IV on FHIR.
+        shared_keys: Patients whose MIMIC key is claimed by another patient too.
+        aliases: Bundle addresses to `Type/id`.
+    """
+
+    subjects: dict[str, int] = field(default_factory=dict[str, int])
+    source_ids: dict[int, str] = field(default_factory=dict[int, str])
+    deaths: dict[int, Stamp] = field(default_factory=dict[int, Stamp])
+    died_at: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
+    stays: dict[str, Stay] = field(default_factory=dict[str, Stay])
+    wards: dict[str, str] = field(default_factory=dict[str, str])
+    orders: dict[str, tuple[str | None, Name]] = field(
+        default_factory=dict[str, tuple[str | None, Name]]
+    )
+    collected: dict[str, str] = field(default_factory=dict[str, str])
+    is_mimic: bool = False
+    shared_keys: int = 0
+    aliases: dict[str, str] = field(default_factory=dict[str, str])
+    medications: MedicationIndex = field(init=False)
+    _patients: dict[str, tuple[str, str | None]] = field(
+        default_factory=dict[str, tuple[str, str | None]]
+    )
+    _waiting: dict[str, _Waiting] = field(default_factory=dict[str, _Waiting])
+    _icu_wards: set[str] = field(default_factory=set[str])
+    _requests: dict[str, tuple[str | None, fields.MedicationRequest]] = field(
+        default_factory=dict[str, tuple[str | None, fields.MedicationRequest]]
+    )
+
+    def __post_init__(self) -> None:
+        """Share the aliases with the medications."""
+        self.medications = MedicationIndex(self.aliases)
+
+    def add_alias(self, full_url: str, kind: str, id: str) -> None:
+        """Remember a Bundle entry's address, where it does not end in the resource's id."""
+        key = reference_key(full_url, kind)
+        if key and key != f"{kind}/{id}":
+            self.aliases[key] = f"{kind}/{id}"
+
+    def add_patient(self, row: fields.Patient) -> None:
+        """Keep a patient's key and death."""
+        mimic_key = next(
+            (i.value for i in row.identifier if is_mimic(i.system) and _is_key(i.value)), ""
+        )
+        if mimic_key or profile_name(row.meta):
+            self.is_mimic = True
+        self._patients[f"Patient/{row.id}"] = (mimic_key, row.deceased_date_time)
+
+    def add_encounter(self, row: fields.Encounter) -> None:
+        """Keep a stay."""
+        key, kind = 0, ""
+        for identifier in row.identifier:
+            if is_mimic(identifier.system) and _is_key(identifier.value):
+                self.is_mimic = True
+                kind = _MIMIC_KINDS.get(identifier.system.rpartition("/")[2], "")
+                key = int(identifier.value)
+        class_code = (row.class_.code if row.class_ else "").upper()
+        stay = row.hospitalization
+        self.stays[f"Encounter/{row.id}"] = Stay(
+            encounter_id=key or stable_id(row.id),
+            subject=row.subject.reference if row.subject else "",
+            kind=kind or _CLASSES.get(class_code, OTHER),
+            disposition=_disposition(stay.discharge_disposition if stay else None),
+        )
+        lasting = row.status in ("in-progress", "arrived", "triaged", "onleave")
+        void = row.status in ("planned", "cancelled", "entered-in-error")
+        period = row.period or fields.Period()
+        self._waiting[f"Encounter/{row.id}"] = _Waiting(
+            (None if void else period.start, None if void or lasting else period.end),
+            "" if kind else (row.part_of.reference if row.part_of else ""),
+            [place.location for place in row.location if place.location],
+        )
+
+    def add_location(self, row: fields.Location) -> None:
+        """Keep a ward's name and whether it is an intensive care unit."""
+        self.wards[f"Location/{row.id}"] = row.name
+        if _ICU_NAME.search(row.name) or any(has_code(row.type, code) for code in _ICU_TYPES):
+            self._icu_wards.add(f"Location/{row.id}")
+
+    def add_medication(self, row: fields.Medication) -> None:
+        """Keep a medication."""
+        self.medications.add(row)
+
+    def add_request(self, row: fields.MedicationRequest) -> None:
+        """Keep an order's time and medication, for the dispenses that name it."""
+        slim = fields.MedicationRequest(
+            medication_codeable_concept=row.medication_codeable_concept,
+            medication_reference=row.medication_reference,
+            contained=row.contained if is_local(row.medication_reference) else [],
+        )
+        self._requests[f"MedicationRequest/{row.id}"] = (row.authored_on, slim)
+
+    def add_specimen(self, row: fields.Specimen) -> None:
+        """Keep when a specimen was taken."""
+        at = collected_text(row)
+        if at:
+            self.collected[f"Specimen/{row.id}"] = at
+
+    def settle(self, clock: Clock) -> None:
+        """Bring everything onto one clock, once all resources are in."""
+        claims = Counter(key for key, _ in self._patients.values() if key)
+        for patient, (mimic_key, death) in self._patients.items():
+            own = bool(mimic_key) and claims[mimic_key] == 1
+            self.shared_keys += bool(mimic_key) and not own
+            subject = int(mimic_key) if own else stable_id(patient.removeprefix("Patient/"))
+            self.subjects[patient] = subject
+            self.source_ids[subject] = patient.removeprefix("Patient/")
+            if death:
+                # A Patient with an unreadable date is set aside for it in the second pass.
+                with suppress(StampError):
+                    self.deaths[subject] = clock.read(death)
+        hospital = {key for key, stay in self.stays.items() if stay.kind == HOSPITAL}
+        for key in hospital:
+            self._settle_kind(key, self._waiting[key], hospital)
+        for key, waiting in self._waiting.items():
+            self._settle_stay(self.stays[key], waiting, clock)
+        for key, (authored, request) in self._requests.items():
+            self.orders[key] = (authored, self.medications.name(request))
+        self._waiting.clear()
+        self._patients.clear()
+        self._requests.clear()
+
+    def _settle_kind(self, key: str, waiting: _Waiting, hospital: set[str]) -> None:
+        """Tell a stay of its own from a part of another, which is no second admission."""
+        whole = self._resolve(waiting.part_of, "Encounter", hospital)
+        if waiting.part_of and any(self._says_icu(ward) for ward in waiting.wards):
+            self.stays[key].kind = INTENSIVE
+        elif whole and whole != key:
+            self.stays[key].kind = WARD
+
+    def _settle_stay(self, stay: Stay, waiting: _Waiting, clock: Clock) -> None:
+        try:
+            start, end = waiting.period
+            stay.start = clock.read(start) if start else None
+            stay.end = clock.read(end) if end else None
+        except StampError as error:
+            stay.start, stay.end, stay.problem = None, None, str(error)
+        if stay.start and stay.end and stay.end.end_us < stay.start.us:
+            stay.start, stay.end, stay.problem = None, None, "discharge_before_admission"
+        subject = self.subject(stay.subject)
+        if stay.kind != HOSPITAL or subject is None or stay.start is None or stay.end is None:
+            return
+        death = self.deaths.get(subject)
+        died_within = death is not None and (
+            death.us <= stay.end.end_us and death.end_us >= stay.start.us
+        )
+        if stay.disposition is None and died_within:
+            stay.disposition = codes.DIED
+        if stay.disposition and stay.disposition.upper() in (codes.DIED, "EXPIRED"):
+            self.died_at.setdefault(subject, []).append(stay.end.end_us)
+
+    def _says_icu(self, ward: Reference) -> bool:
+        key = self._resolve(ward.reference, "Location", self.wards)
+        return key in self._icu_wards or bool(_ICU_NAME.search(ward.display))
+
+    def _resolve(self, reference: str, kind: str, table: Container[str]) -> str:
+        key = reference_key(reference, kind)
+        known = self.aliases.get(key, key)
+        return known if known in table else ""
+
+    def subject(self, reference: str) -> int | None:
+        """Subject id behind a reference; a spelling once resolved is found at once."""
+        found = self.subjects.get(reference)
+        if found is None:
+            key = self._resolve(reference, "Patient", self.subjects)
+            if key:
+                found = self.subjects[reference] = self.subjects[key]
+        return found
+
+    def stay(self, reference: str) -> Stay | None:
+        """Encounter behind a reference."""
+        found = self.stays.get(reference)
+        if found is None and reference:
+            key = self._resolve(reference, "Encounter", self.stays)
+            if key:
+                found = self.stays[reference] = self.stays[key]
+        return found
+
+    def ward_name(self, ward: Reference | None) -> str | None:
+        """Name of a Location: its own, else the one in the reference."""
+        if ward is None:
+            return None
+        return self.wards.get(self._resolve(ward.reference, "Location", self.wards)) or (
+            ward.display or None
+        )
+
+    def order(self, reference: str) -> tuple[str | None, Name] | None:
+        """Time as written and medication of an order."""
+        return self.orders.get(self._resolve(reference, "MedicationRequest", self.orders))
+
+    def collection_time(self, reference: str) -> str | None:
+        """When a specimen was taken, as written."""
+        return self.collected.get(self._resolve(reference, "Specimen", self.collected))
+
+
+def collected_text(row: fields.Specimen) -> str | None:
+    """When a specimen was taken, else when it was received, as written."""
+    at = row.collection
+    if at is None:
+        return row.received_time
+    start = at.collected_period.start if at.collected_period else None
+    return at.collected_date_time or start or row.received_time
+
+
+def _is_key(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 19 and 0 < int(text) < 2**63
+
+
+def _disposition(concept: fields.Concept | None) -> str | None:
+    code = first_code(concept)
+    return None if code is None else codes.DISPOSITIONS.get(code, code)

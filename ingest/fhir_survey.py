@@ -1,0 +1,346 @@
+# pyright: strict
+"""First pass over a FHIR export: what each line is, what others refer to, which copies are stale.
+
+The survey leaves a ledger, one byte a resource, so that the second pass decodes every resource
+straight into the struct of its type. A resource that occurs more than once (bulk exports overlap,
+and bundles repeat) is kept once, in its newest version; finding copies takes eight bytes a
+resource, not its name.
+
+No event is made here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from tsfm.errors import FormatError
+from tsfm.ingest import fhir_fields as fields
+from tsfm.ingest.fhir_files import Block, ByteCount, SourceFile, read_blocks
+from tsfm.ingest.fhir_references import ReferenceIndex
+from tsfm.ingest.quarantine import Quarantine
+
+EVENT_TYPES: dict[str, type[fields.Fields]] = {
+    "Patient": fields.Patient,
+    "Encounter": fields.Encounter,
+    "Location": fields.Location,
+    "Medication": fields.Medication,
+    "Specimen": fields.Specimen,
+    "MedicationRequest": fields.MedicationRequest,
+    "MedicationAdministration": fields.MedicationAdministration,
+    "MedicationDispense": fields.MedicationDispense,
+    "MedicationStatement": fields.MedicationStatement,
+    "Condition": fields.Condition,
+    "Observation": fields.Observation,
+    "Procedure": fields.Procedure,
+    "Immunization": fields.Immunization,
+    "AllergyIntolerance": fields.AllergyIntolerance,
+    "DiagnosticReport": fields.DiagnosticReport,
+}
+"""Resource types that are read; all others are counted."""
+
+UNREADABLE = "(unreadable)"
+FIRST_TYPE = 4
+"""Ledger mark of the first of `EVENT_TYPES`; the others follow in order."""
+
+COPY = 3
+"""Ledger mark of a resource of which another copy is used."""
+
+_NOTHING, _SPENT, _BUNDLE = range(3)
+_MARKS = {name: FIRST_TYPE + n for n, name in enumerate(EVENT_TYPES)}
+_TYPE_NAME = re.compile(r"[A-Z][A-Za-z]{1,60}")
+_MAX_BUNDLE_DEPTH = 8
+_UNREADABLE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_decode_head = msgspec.json.Decoder(fields.Head).decode
+_decode_bundle = msgspec.json.Decoder(fields.Bundle).decode
+_decode_version = msgspec.json.Decoder(fields.Version).decode
+
+Json = msgspec.Raw | bytes
+Row = tuple[int, int, Json, str, Block, int]
+"""Position in the ledger, ledger mark, JSON, address in a Bundle, block, index within it."""
+
+
+@dataclass(slots=True)
+class Survey:
+    """What the first pass found.
+
+    Attributes:
+        files: Files in order of reading.
+        quarantine: Where unreadable lines go.
+        references: Referenced resources, not yet settled.
+        read: Resources by type.
+        ignored: Resources of types that hold no patient events.
+        n_bundles: Bundles unpacked.
+        transaction_times: Of the bulk-export manifests found.
+    """
+
+    files: list[SourceFile]
+    quarantine: Quarantine
+    references: ReferenceIndex = field(default_factory=ReferenceIndex)
+    read: Counter[str] = field(default_factory=Counter[str])
+    ignored: Counter[str] = field(default_factory=Counter[str])
+    n_bundles: int = 0
+    transaction_times: list[str] = field(default_factory=list[str])
+    _ledger: bytearray = field(default_factory=bytearray)
+    _keys: array[int] = field(default_factory=lambda: array("q"))
+    _keepers: dict[str, tuple[Callable[[Any], Any], Callable[[Any], None]]] = field(
+        default_factory=dict[str, tuple[Callable[[Any], Any], Callable[[Any], None]]]
+    )
+
+    def __post_init__(self) -> None:
+        """Say which types are indexed, and how."""
+        keep = self.references
+        for name, add in (
+            ("Patient", keep.add_patient),
+            ("Encounter", keep.add_encounter),
+            ("Location", keep.add_location),
+            ("Medication", keep.add_medication),
+            ("MedicationRequest", keep.add_request),
+            ("Specimen", keep.add_specimen),
+        ):
+            self._keepers[name] = (msgspec.json.Decoder(EVENT_TYPES[name]).decode, add)
+
+    def run(self, read: ByteCount, advance: Callable[[], None]) -> None:
+        """Read all files once; `advance` is called after every block."""
+        for file in self.files:
+            for block in read_blocks(file, read):
+                if block.problem:
+                    self._set_aside(block.problem, b"", block, 0)
+                    continue
+                for index, raw in enumerate(block.lines):
+                    if raw:
+                        self._note(raw, "", block, index, 0)
+                    else:
+                        self._mark(_NOTHING)
+                advance()
+        self._drop_copies()
+
+    def rows(self, read: ByteCount, advance: Callable[[], None]) -> Iterator[Row]:
+        """All resources of `EVENT_TYPES`, in the order of the first pass.
+
+        Raises:
+            FormatError: A file has changed since the first pass.
+        """
+        position = 0
+        ledger = self._ledger
+        for file in self.files:
+            _check_unchanged(file)
+            for block in read_blocks(file, read):
+                if position + len(block.lines) > len(ledger):
+                    raise _changed(file)
+                for index, raw in enumerate(block.lines):
+                    mark = ledger[position]
+                    if mark >= COPY:
+                        yield position, mark, raw, "", block, index
+                    elif mark == _BUNDLE:
+                        position = yield from self._entries(raw, position, block, index)
+                    position += 1
+                advance()
+            _check_unchanged(file)
+
+    def _entries(
+        self, raw: Json, position: int, block: Block, index: int
+    ) -> Generator[Row, None, int]:
+        for entry in _decode_bundle(raw).entry:
+            if entry.resource is fields.NO_RAW:
+                continue
+            position += 1
+            mark = self._ledger[position]
+            if mark == _BUNDLE:
+                position = yield from self._entries(entry.resource, position, block, index)
+            elif mark >= COPY:
+                yield position, mark, entry.resource, entry.full_url, block, index
+        return position
+
+    def _mark(self, mark: int, key: int = 0) -> None:
+        self._ledger.append(mark)
+        self._keys.append(key)
+
+    def _set_aside(
+        self, reason: str, raw: Json, block: Block, index: int, kind: str = UNREADABLE
+    ) -> None:
+        self._mark(_SPENT)
+        self.read[kind] += 1
+        quarantine_row(self.quarantine, reason, raw, block, index, kind)
+
+    def _note(self, raw: Json, full_url: str, block: Block, index: int, depth: int) -> None:
+        """Write a resource into the ledger, and into the references if others may need it."""
+        try:
+            head = _decode_head(raw)
+        except _UNREADABLE_ERRORS as error:
+            if bytes(raw).strip():
+                reason = reason_of(error)
+                reason = "not_a_resource" if reason == "bad_field" else reason
+                self._set_aside(reason, raw, block, index)
+            else:
+                self._mark(_NOTHING)
+            return
+        kind = head.resource_type
+        mark = _MARKS.get(kind)
+        if mark is None:
+            self._note_other(kind, raw, block, index, depth)
+            return
+        id = head.id or id_of_address(full_url)
+        if not id:
+            self._set_aside("no_id", raw, block, index, kind)
+            return
+        self.read[kind] += 1
+        self._mark(mark, hash((kind, id)))
+        if kind in self._keepers:
+            self._keep(kind, id, raw)
+            if full_url:
+                self.references.add_alias(full_url, kind, id)
+
+    def _note_other(self, kind: str, raw: Json, block: Block, index: int, depth: int) -> None:
+        if kind == "Bundle":
+            self._unpack(raw, block, index, depth)
+        elif _TYPE_NAME.fullmatch(kind):
+            self.read[kind] += 1
+            self.ignored[kind] += 1
+            self._mark(_SPENT)
+        elif kind:
+            self._set_aside("bad_resource_type", raw, block, index)
+        else:
+            try:
+                manifest = msgspec.json.decode(raw, type=fields.Manifest)
+            except msgspec.DecodeError:
+                self._set_aside("no_resource_type", raw, block, index)
+            else:
+                self.transaction_times.append(manifest.transaction_time)
+                self._mark(_NOTHING)
+
+    def _unpack(self, raw: Json, block: Block, index: int, depth: int) -> None:
+        try:
+            bundle = _decode_bundle(raw)
+        except _UNREADABLE_ERRORS as error:
+            self._set_aside(reason_of(error), raw, block, index, "Bundle")
+            return
+        if depth == _MAX_BUNDLE_DEPTH:
+            self._set_aside("too_deep", raw, block, index, "Bundle")
+            return
+        self.read["Bundle"] += 1
+        self.n_bundles += 1
+        self._mark(_BUNDLE)
+        for entry in bundle.entry:
+            if entry.resource is not fields.NO_RAW:
+                self._note(entry.resource, entry.full_url, block, index, depth + 1)
+
+    def _keep(self, kind: str, id: str, raw: Json) -> None:
+        decode, add = self._keepers[kind]
+        try:
+            row = decode(raw)
+        except _UNREADABLE_ERRORS:
+            return  # set aside for the same reason in the second pass
+        row.id = id
+        add(row)
+
+    def _drop_copies(self) -> None:
+        """Mark all but the newest version of each resource that occurs more than once."""
+        import numpy as np
+
+        if not self._ledger:
+            return
+        marks = np.frombuffer(self._ledger, dtype=np.uint8)
+        keys = np.frombuffer(self._keys, dtype=np.int64)[marks >= FIRST_TYPE]
+        unique, counts = np.unique(keys, return_counts=True)
+        repeated = set(unique[counts > 1].tolist())
+        del marks, keys, unique, counts  # the ledger can't be written while arrays look at it
+        if not repeated:
+            return
+        best: dict[tuple[int, str], tuple[tuple[float, int], int, Json]] = {}
+        for position, mark, raw, full_url, _, _ in self.rows(ByteCount(), _do_nothing):
+            if mark == COPY or self._keys[position] not in repeated:
+                continue
+            try:
+                row = _decode_version(raw)
+            except _UNREADABLE_ERRORS:
+                continue
+            name = (mark, row.id or id_of_address(full_url))
+            age = _age(row.meta)
+            other = best.get(name)
+            if other is None:
+                best[name] = age, position, raw
+            elif age > other[0]:
+                self._ledger[other[1]] = COPY
+                best[name] = age, position, raw
+            else:
+                self._ledger[position] = COPY
+        names = list(EVENT_TYPES)
+        for (mark, id), (_, _, raw) in best.items():
+            if names[mark - FIRST_TYPE] in self._keepers:
+                self._keep(names[mark - FIRST_TYPE], id, raw)
+
+
+def quarantine_row(
+    quarantine: Quarantine, reason: str, raw: Json, block: Block, index: int, kind: str
+) -> None:
+    """Set a resource aside under its place in the source."""
+    quarantine.add(
+        reason,
+        file=block.file.name,
+        line=block.line_number(index),
+        offset=block.line_offset(index),
+        raw=bytes(raw) or None,
+        kind=None if kind == UNREADABLE else kind,
+    )
+
+
+def kind_of(raw: Json) -> str:
+    """Resource type of JSON that the survey could read."""
+    return _decode_head(raw).resource_type
+
+
+def reason_of(error: Exception) -> str:
+    """Quarantine reason of JSON that can't be decoded."""
+    if isinstance(error, RecursionError):
+        return "too_deep"
+    return "bad_field" if isinstance(error, msgspec.ValidationError) else "bad_json"
+
+
+def id_of_address(full_url: str) -> str:
+    """Id that a Bundle entry without one has by its address.
+
+    >>> id_of_address("urn:uuid:0c3a"), id_of_address("http://ehr.example/Patient/7")
+    ('0c3a', '7')
+    """
+    return full_url.replace(":", "/").rpartition("/")[2]
+
+
+def _age(meta: fields.Meta | None) -> tuple[float, int]:
+    """Order of versions: by the time of the last update, then by version number."""
+    if meta is None:
+        return 0.0, -1
+    try:
+        updated = datetime.fromisoformat(meta.last_updated)
+        when = (updated if updated.tzinfo else updated.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        when = 0.0
+    number = meta.version_id
+    return when, int(number) if number.isascii() and number.isdigit() and len(number) < 19 else -1
+
+
+def _do_nothing() -> None:
+    """Show no progress."""
+
+
+def _check_unchanged(file: SourceFile) -> None:
+    status = os.stat(file.path)
+    if (status.st_size, status.st_mtime_ns) != (file.size, file.modified_ns):
+        raise _changed(file)
+
+
+def _changed(file: SourceFile) -> FormatError:
+    return FormatError(
+        "the file changed while it was read",
+        code="file_changed",
+        place=file.name,
+        remedy="Wait until the export is complete, then run once more.",
+    )

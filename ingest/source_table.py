@@ -1,0 +1,152 @@
+# pyright: strict
+"""Declaring what the rows of a source's table say: code, time, when it was known, value.
+
+A source that is a set of tables is read by declarations, not by code: each table names its columns
+and the events that one row gives, as polars expressions over text columns that have been trimmed
+and over integer and time columns that have been parsed. `table_events` runs them.
+
+Nothing here knows any one source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import polars as pl
+
+from tsfm import codes
+
+DATED = "_dated"
+"""Column that each table is given: the first of its `dated_by` columns that holds a time."""
+STAY_START, STAY_END, ENCOUNTER = "_stay_start", "_stay_end", "_encounter"
+"""Columns that a table with a `stay` is given; without one only `ENCOUNTER`."""
+
+_NUMBER = r"^\s*(?:[<>]=?|~)?\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*$"
+_LARGEST = 3.4e38  # of a 32-bit float
+
+
+@dataclass(frozen=True)
+class EventRule:
+    """How a row gives one event.
+
+    Attributes:
+        code: Code string.
+        time: Column of the event's time; rows without it give no such event. None: a static fact.
+        available: When it could first be known; at `time` where null or not given.
+        numeric: Value.
+        text: Value as text, where it is not a plain number.
+        where: Rows that give this event.
+        once_per: Only the first row with the same values in these columns gives it.
+    """
+
+    code: pl.Expr
+    time: str | None
+    available: pl.Expr | None = None
+    numeric: pl.Expr | None = None
+    text: pl.Expr | None = None
+    where: pl.Expr | None = None
+    once_per: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """One table of the source.
+
+    Attributes:
+        name: Folder and file name without its suffix.
+        times: Columns that hold times or dates.
+        texts: Other columns that are read.
+        rules: The events of a row, in their order.
+        needs: Columns without which a row has no code.
+        dated_by: Columns of which one must hold a time; the first that does is `DATED`.
+        ids: Integer columns: the subject, and what identifies the encounter.
+        stay: Kind of stay whose start and end the table is given; a row of an unknown stay can't be
+            used if it is dated by one of them.
+        checks: Reason codes and what makes a row unusable for them.
+        fallbacks: Columns whose absence changes `available`, with the words of the note.
+    """
+
+    name: str
+    times: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    rules: tuple[EventRule, ...] = ()
+    needs: tuple[str, ...] = ()
+    dated_by: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ("subject_id", "hadm_id")
+    stay: str | None = None
+    checks: tuple[tuple[str, pl.Expr], ...] = ()
+    fallbacks: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that the file must have."""
+        return (*self.ids, *self.times, *self.texts)
+
+
+def code_of(*parts: str | pl.Expr) -> pl.Expr:
+    """Code of literal parts (`str`) and column expressions; equals `codes.join` on every row."""
+    return pl.concat_str(
+        [pl.lit(codes.clean_part(p)) if isinstance(p, str) else _part(p) for p in parts],
+        separator=codes.SEPARATOR,
+    )
+
+
+def number(text: str) -> pl.Expr:
+    """A column's number, without the comparator of `<5`; null where it holds no finite number."""
+    value = pl.col(text).str.extract(_NUMBER).cast(pl.Float64, strict=False)
+    return pl.when(value.abs() <= _LARGEST).then(value)
+
+
+def plain_number(text: str) -> pl.Expr:
+    """A column's number where it is nothing but a number."""
+    value = pl.col(text).cast(pl.Float64, strict=False)
+    return pl.when(value.abs() <= _LARGEST).then(value)
+
+
+def not_a_number(text: str) -> pl.Expr:
+    """A column's text where it is more than a number."""
+    return pl.when(plain_number(text).is_null()).then(pl.col(text))
+
+
+def measured(value: str, parsed: str) -> pl.Expr:
+    """A result's number: its parsed column where there is one, else the number in its text."""
+    fallback = pl.when(pl.col(parsed).is_null()).then(pl.col(value)).str.extract(_NUMBER)
+    value_of_text = fallback.cast(pl.Float64, strict=False)
+    return pl.coalesce(
+        plain_number(parsed), pl.when(value_of_text.abs() <= _LARGEST).then(value_of_text)
+    )
+
+
+def dose_text(dose: str, unit: str) -> pl.Expr:
+    """The unit of a dose that is a number, since its code does not say it; else dose and unit."""
+    return (
+        pl.when(plain_number(dose).is_not_null())
+        .then(pl.col(unit))
+        .otherwise(pl.concat_str([pl.col(dose), pl.col(unit)], separator=" ", ignore_nulls=True))
+    )
+
+
+def end_of_day(date: str) -> pl.Expr:
+    """Last microsecond of a date: by then what is dated so was known."""
+    return pl.col(date).dt.truncate("1d") + timedelta(days=1, microseconds=-1)
+
+
+def is_first(column: str) -> pl.Expr:
+    """Whether a row is the first with its value in a column."""
+    return pl.col(column).is_first_distinct()
+
+
+def has(column: str) -> pl.Expr:
+    """Whether a column holds anything."""
+    return pl.col(column).is_not_null()
+
+
+def _part(part: pl.Expr) -> pl.Expr:
+    text = part.str.replace_all(r"\s+", " ").str.strip_chars().str.replace_all("/{2,}", "/")
+    text = text.str.strip_chars("/")
+    return (
+        pl.when(text.str.len_bytes() > 0)
+        .then(text.str.slice(0, codes.MAX_PART_LENGTH))
+        .otherwise(pl.lit(codes.UNKNOWN))
+    )

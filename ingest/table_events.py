@@ -1,0 +1,255 @@
+# pyright: strict
+"""From the rows of a declared table to events, with every row accounted for.
+
+Each row read ends in exactly one place: used (it gave at least one event), ignored (it is sound but
+says nothing that is read) or quarantined with the first reason that applies. What a chunk gives
+does not depend on where the chunks are cut.
+
+The declarations are `source_table`'s; which tables there are is each source's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from tsfm import clock, schema
+from tsfm.event_table import EventWriter
+from tsfm.ingest.csv_rows import LINE, BadRow
+from tsfm.ingest.provenance import IngestSummary
+from tsfm.ingest.quarantine import Quarantine
+from tsfm.ingest.source_table import (
+    DATED,
+    ENCOUNTER,
+    STAY_END,
+    STAY_START,
+    EventRule,
+    SourceTable,
+)
+
+MAX_ENTRIES = 1000
+"""Rows of one table and reason that are listed one by one; more are listed as one entry a chunk."""
+
+_REASON, _RAW = "_reason", "_raw"
+_TIME_FORMATS = ("%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f")
+
+
+class TableEvents:
+    """Turns rows into events for one data set.
+
+    Args:
+        writer: Where events go.
+        quarantine: Where unusable rows go.
+        summary: Counts `rows_read`, `rows_used`, `rows_ignored` by table, and gains notes.
+
+    Attributes:
+        subjects: Known subject ids; rows of others can't be used. None: not known yet.
+        stays: By kind of stay: `stay_frame`.
+        seen_codes: Codes of all events so far.
+    """
+
+    def __init__(self, writer: EventWriter, quarantine: Quarantine, summary: IngestSummary) -> None:
+        """Start with no subjects and no stays."""
+        self.subjects: pl.Series | None = None
+        self.stays: dict[str, pl.DataFrame] = {}
+        self.seen_codes: set[str] = set()
+        self._writer, self._quarantine, self._summary = writer, quarantine, summary
+        self._listed: dict[tuple[str, str], int] = {}
+        self._given: dict[tuple[str, int], pl.Series] = {}
+        self._fallbacks: dict[tuple[str, str], int] = {}
+
+    def read(self, table: SourceTable, file: str, rows: pl.DataFrame, bad: list[BadRow]) -> None:
+        """Clean a chunk of rows and write its events."""
+        self.write(table, self.clean(table, file, rows, bad))
+
+    def clean(
+        self, table: SourceTable, file: str, rows: pl.DataFrame, bad: list[BadRow]
+    ) -> pl.DataFrame:
+        """Parse a chunk and set aside what can't be used.
+
+        Args:
+            table: Declaration.
+            file: File name for the quarantine.
+            rows: Text columns of `table.columns`, and `LINE`.
+            bad: Rows that the reader could not tell apart.
+
+        Returns:
+            Usable rows: ids as integers, times as naive microseconds, trimmed text.
+        """
+        _count(self._summary.rows_read, table.name, rows.height + len(bad))
+        self.set_aside(table.name, file, bad)
+        if not rows.height:
+            return self._parse(table, rows)
+        parsed = self._parse(table, rows).with_columns(self._reason(table).alias(_REASON))
+        failed = parsed.filter(pl.col(_REASON).is_not_null())
+        if failed.height:
+            raw = pl.concat_str(table.columns, separator=",", ignore_nulls=True).alias(_RAW)
+            text = rows.select(LINE, raw).join(failed.select(LINE, _REASON), on=LINE)
+            for (reason,), part in text.group_by([_REASON], maintain_order=True):
+                lines = part[LINE].to_list(), part[_RAW].to_list()
+                pairs = zip(*lines, strict=True)
+                aside = [BadRow(str(reason), line, raw.encode()) for line, raw in pairs]
+                self.set_aside(table.name, file, aside)
+            parsed = parsed.filter(pl.col(_REASON).is_null())
+        for column in table.fallbacks:
+            key = (table.name, column)
+            self._fallbacks[key] = self._fallbacks.get(key, 0) + parsed[column].null_count()
+        return parsed.drop(_REASON)
+
+    def write(self, table: SourceTable, rows: pl.DataFrame) -> None:
+        """Write the events of cleaned rows and count the rows that gave any."""
+        parts = [self._events(table, number, rule, rows) for number, rule in enumerate(table.rules)]
+        events = pl.concat(parts).sort(LINE, maintain_order=True)
+        n_used = events[LINE].n_unique()
+        _count(self._summary.rows_used, table.name, n_used)
+        _count(self._summary.rows_ignored, table.name, rows.height - n_used)
+        self.seen_codes.update(events[schema.CODE].unique().to_list())
+        self._writer.add(events.drop(LINE))
+
+    def set_aside(self, table: str, file: str, rows: list[BadRow]) -> None:
+        """Send rows of a table to the quarantine."""
+        unlisted: dict[str, list[BadRow]] = {}
+        for row in rows:
+            n = self._listed.get((table, row.reason), 0)
+            self._listed[table, row.reason] = n + 1
+            if n < MAX_ENTRIES:
+                self._quarantine.add(row.reason, file=file, line=row.line, raw=row.raw, kind=table)
+            else:
+                unlisted.setdefault(row.reason, []).append(row)
+        for reason, more in unlisted.items():
+            line = more[0].line
+            self._quarantine.add(reason, file=file, line=line, kind=table, rows=len(more))
+
+    def add_notes(self, tables: Mapping[str, SourceTable]) -> None:
+        """Say in the summary which rows lacked the time at which they were known."""
+        for (name, column), n in self._fallbacks.items():
+            if n:
+                text = tables[name].fallbacks[column]
+                self._summary.notes.append(f"{n:,} rows of {name} have no {column}: {text}")
+
+    def _parse(self, table: SourceTable, rows: pl.DataFrame) -> pl.DataFrame:
+        texts = [pl.col(name).str.strip_chars() for name in table.columns]
+        trimmed = rows.select(LINE, *(pl.when(t.str.len_bytes() > 0).then(t) for t in texts))
+        parsed = trimmed.with_columns(
+            *(pl.col(name).cast(pl.Int64, strict=False) for name in table.ids),
+            *(parse_times(trimmed[name]) for name in table.times),
+            *(trimmed[name].is_not_null().alias(_given(name)) for name in table.times),
+            *(trimmed[name].is_not_null().alias(_given(name)) for name in table.ids[1:]),
+        )
+        names = [pl.col(name) for name in table.ids[1:]]
+        if table.stay is not None:
+            key = ["subject_id", table.ids[-1]]
+            parsed = parsed.join(
+                self.stays[table.stay], on=key, how="left", maintain_order="left", validate="m:1"
+            )
+        dates = [pl.col(name) for name in table.dated_by]
+        return parsed.with_columns(
+            pl.coalesce(names or pl.lit(None, pl.Int64)).alias(ENCOUNTER),
+            pl.coalesce(dates or pl.lit(None, pl.Datetime("us"))).alias(DATED),
+        )
+
+    def _reason(self, table: SourceTable) -> pl.Expr:
+        """First reason for which a row can't be used; null where it can."""
+        subject = pl.col("subject_id")
+        unknown = subject.is_null()
+        if self.subjects is not None:
+            unknown = unknown | ~subject.is_in(self.subjects.implode())
+        bad_time = [pl.col(_given(n)) & pl.col(n).is_null() for n in table.times]
+        year = [pl.col(name).dt.year() for name in table.times]
+        late = [~y.is_between(clock.FIRST_YEAR, clock.LAST_YEAR) for y in year]
+        by_stay = {STAY_START, STAY_END}.intersection(table.dated_by)
+        checks: list[tuple[str, list[pl.Expr]]] = [
+            ("unknown_patient", [unknown]),
+            ("bad_encounter", [pl.col(_given(n)) & pl.col(n).is_null() for n in table.ids[1:]]),
+            ("bad_time", bad_time),
+            ("time_out_of_range", late),
+            ("no_code", [pl.col(name).is_null() for name in table.needs]),
+            *((name, [check]) for name, check in table.checks),
+            ("unknown_encounter", [pl.col(STAY_START).is_null()] if by_stay else []),
+            ("no_time", [pl.col(DATED).is_null()] if table.dated_by else []),
+        ]
+        reason = pl.lit(None, pl.String)
+        for name, tests in reversed(checks):
+            if tests:
+                failed = pl.any_horizontal(test.fill_null(False) for test in tests)
+                reason = pl.when(failed).then(pl.lit(name)).otherwise(reason)
+        return reason
+
+    def _events(
+        self, table: SourceTable, number: int, rule: EventRule, rows: pl.DataFrame
+    ) -> pl.DataFrame:
+        no_time = pl.lit(None, pl.Datetime("us"))
+        if rule.time is not None:
+            rows = rows.filter(pl.col(rule.time).is_not_null())
+        if rule.where is not None:
+            rows = rows.filter(rule.where)
+        if rule.once_per:
+            rows = self._first_of(table, number, rule, rows)
+        return rows.select(
+            LINE,
+            pl.col("subject_id").alias(schema.SUBJECT_ID),
+            (no_time if rule.time is None else pl.col(rule.time)).alias(schema.TIME),
+            rule.code.alias(schema.CODE),
+            (pl.lit(None) if rule.numeric is None else rule.numeric)
+            .cast(pl.Float32)
+            .alias(schema.NUMERIC_VALUE),
+            (pl.lit(None) if rule.text is None else rule.text)
+            .cast(pl.String)
+            .alias(schema.TEXT_VALUE),
+            (no_time if rule.available is None else rule.available).alias(schema.AVAILABLE_TIME),
+            pl.col(ENCOUNTER).alias(schema.ENCOUNTER_ID),
+        )
+
+    def _first_of(
+        self, table: SourceTable, number: int, rule: EventRule, rows: pl.DataFrame
+    ) -> pl.DataFrame:
+        """Rows whose `once_per` values were not met before, in this chunk or an earlier one."""
+        before = self._given.get((table.name, number), pl.Series(dtype=pl.UInt64))
+        key = rows.select(pl.struct(rule.once_per).hash(seed=1).alias("key"))["key"]
+        new = key.is_first_distinct() & ~key.is_in(before.implode())
+        self._given[table.name, number] = pl.concat([before, key.filter(new)])
+        return rows.filter(new)
+
+
+def stay_frame(rows: pl.DataFrame, *, key: str, start: str, end: str) -> pl.DataFrame:
+    """Stays by subject and key, as `TableEvents.stays` wants them.
+
+    Args:
+        rows: Cleaned rows of the table of stays.
+        key: Its identifier, which is also the encounter id of its events.
+        start: Column of its first moment.
+        end: Column of its last.
+    """
+    return rows.select(
+        "subject_id",
+        key,
+        pl.col(start).alias(STAY_START),
+        pl.col(end).alias(STAY_END),
+    )
+
+
+def parse_times(text: pl.Series) -> pl.Series:
+    """Times of `YYYY-MM-DD HH:MM:SS` and its usual relatives; null where there is none.
+
+    >>> parse_times(pl.Series(["2180-05-06 22:23:00", "2180-05-06", "0000-00-00"])).null_count()
+    1
+    """
+    times = text.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False, time_unit="us")
+    if times.null_count() == text.null_count():
+        return times
+    column = pl.col(text.name)
+    others = [column.str.to_datetime(f, strict=False, time_unit="us") for f in _TIME_FORMATS]
+    date = column.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))
+    return text.to_frame().select(pl.coalesce(pl.lit(times), date, *others).alias(text.name))[
+        text.name
+    ]
+
+
+def _given(column: str) -> str:
+    return f"_given_{column}"
+
+
+def _count(counts: dict[str, int], name: str, n: int) -> None:
+    if n:
+        counts[name] = counts.get(name, 0) + n

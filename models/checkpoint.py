@@ -1,0 +1,270 @@
+"""Model directories: plain scalars and tensors, nothing that runs.
+
+A model directory holds `config.json`, `model.safetensors`, `vocabulary/`, `calibration.json` (after
+fine-tuning), `README.md` (the model card) and `manifest.json` (sha256 of all the others). It is
+written beside its final name and renamed, so a reader sees a whole model or none. Loading checks
+every hash, every tensor's name, shape and finiteness, and instantiates only the classes of
+`MODEL_TYPES`: a file names a model, never code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tsfm import __version__
+from tsfm.errors import InputError, IntegrityError, ModelMismatch
+from tsfm.models.mamba import MambaConfig
+from tsfm.models.timeline import MODEL_TYPE, TimelineConfig, TimelineModel
+from tsfm.tokens.token_store import VOCABULARY_DIR, load_vocabulary
+from tsfm.tokens.value_scale import ValueScale
+from tsfm.tokens.vocabulary import Vocabulary
+
+FORMAT_VERSION = 1
+MODEL_TYPES = {MODEL_TYPE: TimelineModel}
+_MOST_PARAMETERS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A loaded model with what belongs to it.
+
+    Attributes:
+        path: Its folder.
+        model: The network, in evaluation mode.
+        vocabulary: Codes of its tokens.
+        scale: Scales of its values.
+        calibration: Task name to the recalibration of its probabilities.
+        facts: What `config.json` says beside the model's configuration.
+        hash: sha256 of its manifest: names this model in every prediction.
+    """
+
+    path: Path
+    model: TimelineModel
+    vocabulary: Vocabulary
+    scale: ValueScale
+    calibration: dict[str, dict[str, float]]
+    facts: dict[str, Any]
+    hash: str
+
+    def _repr_html_(self) -> str:
+        n = sum(p.numel() for p in self.model.parameters())
+        tasks = ", ".join(self.model.config.tasks) or "none"
+        return (
+            f"<b>{MODEL_TYPE}</b> {self.hash[:12]}<table><tr><td>parameters</td><td>{n:,}</td></tr>"
+            f"<tr><td>codes</td><td>{len(self.vocabulary):,}</td></tr>"
+            f"<tr><td>tasks</td><td>{tasks}</td></tr></table>"
+        )
+
+
+def save_model(
+    path: str | Path,
+    model: TimelineModel,
+    vocabulary: Vocabulary,
+    scale: ValueScale,
+    *,
+    facts: Mapping[str, Any],
+    calibration: Mapping[str, Mapping[str, float]] | None = None,
+    card: str | None = None,
+    replace: bool = False,
+) -> str:
+    """Write a model directory atomically and return its hash.
+
+    Args:
+        path: Final folder.
+        model: Network to save.
+        vocabulary: Its vocabulary.
+        scale: Its value scales.
+        facts: Plain scalars about training (seed, data, epochs ...).
+        calibration: Task to recalibration coefficients.
+        card: Text of `README.md`.
+        replace: Overwrite an existing model directory.
+    """
+    folder = Path(path)
+    if folder.exists() and not replace and any(folder.iterdir()):
+        raise InputError(
+            "the output folder is not empty",
+            code="output_exists",
+            place=str(folder),
+            remedy="Choose another --out, or remove the old one.",
+        )
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "tsfm_version": __version__,
+        "model_type": MODEL_TYPE,
+        "vocabulary_hash": vocabulary.hash,
+        "model": asdict(model.config),
+        "facts": dict(facts),
+    }
+    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(model.state_dict(), temporary / "model.safetensors")
+    vocabulary.save(temporary / VOCABULARY_DIR)
+    scale.save(temporary / VOCABULARY_DIR)
+    (temporary / "calibration.json").write_text(json.dumps(calibration or {}, indent=2) + "\n")
+    (temporary / "README.md").write_text(card or "# A tsfm model\n", encoding="utf-8")
+    digests = _digests(temporary)
+    (temporary / "manifest.json").write_text(json.dumps(digests, indent=2) + "\n")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(temporary, folder)
+    return _sha256(folder / "manifest.json")
+
+
+def load_model(path: str | Path) -> ModelDirectory:
+    """Load a model directory.
+
+    Raises:
+        InputError: There is no model.
+        IntegrityError: A file differs from what was written.
+        ModelMismatch: Configuration, vocabulary and weights do not belong together.
+    """
+    folder = Path(path)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "no model directory",
+            code="missing_model",
+            place=str(folder),
+            remedy="Give a folder written by `tsfm pretrain` or `tsfm finetune`.",
+        ) from error
+    found = _digests(folder)
+    changed = sorted(
+        name for name in set(manifest) | set(found) if manifest.get(name) != found.get(name)
+    )
+    if changed:
+        raise IntegrityError(
+            f"{len(changed)} files differ from the manifest, first {changed[0]}",
+            code="model_changed",
+            place=str(folder),
+            remedy="Restore the model directory as it was written.",
+        )
+    vocabulary, scale = load_vocabulary(folder / VOCABULARY_DIR)
+    if config.get("model_type") not in MODEL_TYPES or config.get("format_version") != 1:
+        raise ModelMismatch(
+            "unknown model type or format", code="unknown_model_type", place=str(folder),
+            remedy=f"This version reads {', '.join(MODEL_TYPES)}, format {FORMAT_VERSION}.",
+        )  # fmt: skip
+    if config.get("vocabulary_hash") != vocabulary.hash:
+        raise ModelMismatch(
+            "the vocabulary is not the one this model was trained with",
+            code="vocabulary_mismatch",
+            place=str(folder),
+            remedy="Restore the vocabulary folder that belongs to this model.",
+        )
+    model = TimelineModel(read_config(config["model"], place=str(folder)))
+    if model.config.n_codes != len(vocabulary):
+        raise ModelMismatch(
+            "the model's number of codes is not its vocabulary's",
+            code="vocabulary_mismatch",
+            place=str(folder),
+            remedy="Restore the model directory as it was written.",
+        )
+    load_weights(model, folder / "model.safetensors")
+    model.eval()
+    calibration = json.loads((folder / "calibration.json").read_text())
+    return ModelDirectory(
+        path=folder,
+        model=model,
+        vocabulary=vocabulary,
+        scale=scale,
+        calibration=calibration,
+        facts=config.get("facts", {}),
+        hash=_sha256(folder / "manifest.json"),
+    )
+
+
+def read_config(stored: Mapping[str, Any], *, place: str = "") -> TimelineConfig:
+    """Configuration from plain values; an unknown key is an error.
+
+    Raises:
+        ModelMismatch: Unknown keys, wrong types, or a model too large to be meant.
+    """
+    try:
+        _check_keys(stored, TimelineConfig, place)
+        _check_keys(stored["backbone"], MambaConfig, place)
+        backbone = MambaConfig(**stored["backbone"])
+        rest = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        config = TimelineConfig(**{**rest, "backbone": backbone})
+        size = config.n_codes * backbone.d_model * 4 + backbone.n_layers * 8 * backbone.d_model**2
+        sane = 0 < size < _MOST_PARAMETERS and backbone.n_layers > 0 and backbone.d_state > 0
+    except (KeyError, TypeError) as error:
+        raise ModelMismatch(
+            "the configuration is incomplete or of wrong types", code="bad_model_config",
+            place=place, remedy="Restore config.json.",
+        ) from error  # fmt: skip
+    if not sane:
+        raise ModelMismatch(
+            "the configuration asks for an impossible size", code="bad_model_config",
+            place=place, remedy="Restore config.json.",
+        )  # fmt: skip
+    return config
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load safetensors whose names, shapes and finiteness fit the model exactly."""
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(
+            "unreadable weights", code="bad_weights", place=path.name,
+            remedy="Restore model.safetensors.",
+        ) from error  # fmt: skip
+    expected: dict[str, Tensor] = model.state_dict()
+    wrong = sorted(
+        name
+        for name in set(weights) | set(expected)
+        if name not in weights
+        or name not in expected
+        or weights[name].shape != expected[name].shape
+        or not bool(torch.isfinite(weights[name]).all())
+    )
+    if wrong:
+        raise ModelMismatch(
+            f"{len(wrong)} tensors are missing, extra, misshapen or not finite, first {wrong[0]}",
+            code="weights_mismatch",
+            place=path.name,
+            remedy="Use the weights that were written with this configuration.",
+        )
+    model.load_state_dict(weights)
+
+
+def _check_keys(stored: Mapping[str, Any], kind: type, place: str) -> None:
+    known = {f.name for f in fields(kind)}
+    unknown = sorted(set(stored) - known)
+    if unknown:
+        raise ModelMismatch(
+            f"unknown configuration key '{unknown[0]}'", code="unknown_config_key", place=place,
+            remedy="Use a tsfm version that knows it.",
+        )  # fmt: skip
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): _sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

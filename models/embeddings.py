@@ -1,0 +1,71 @@
+"""The fused token embedding: what, how much and when, as one vector.
+
+Every event is one token. Its vector is a small network of the code's embedding, the standardised
+value times a direction of the code's own (so that a value can mean something different for every
+code), the embedding of the value's decile within a shared table, and the times: the gap since the
+last token, the lag to availability, the age and the hour of the day.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tsfm.batches.batch import Batch
+
+N_BINS = 11  # no value, and ten deciles
+_N_TIMES = 7
+_DAYS_OF_HOURS = 24.0
+
+
+class EventEmbedding(nn.Module):
+    """Embeds packed tokens.
+
+    Args:
+        n_codes: Size of the vocabulary.
+        d_model: Width of the result.
+        dropout: Share of tokens whose code is replaced by the unknown in training, so that the
+            embedding of codes that a new hospital brings is one the model has met.
+    """
+
+    def __init__(self, n_codes: int, d_model: int, *, dropout: float = 0.0) -> None:
+        """Start with small normal embeddings."""
+        super().__init__()
+        self.code = nn.Embedding(n_codes, d_model)
+        self.value = nn.Embedding(n_codes, d_model)
+        self.bin = nn.Embedding(N_BINS, d_model)
+        self.time = nn.Linear(_N_TIMES, d_model)
+        self.mix = nn.Linear(d_model, d_model)
+        self.code_dropout = dropout
+        for table in (self.code, self.value, self.bin):
+            nn.init.normal_(table.weight, std=0.5)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "token model"]:
+        """Vector of every token."""
+        code = batch.code
+        if self.training and self.code_dropout:
+            dropped = torch.rand(code.shape, device=code.device) < self.code_dropout
+            code = code.masked_fill(dropped, 0)
+        z = batch.value.clamp(-6.0, 6.0).unsqueeze(-1)  # asinh units: 6 is two hundred scales out
+        x = self.code(code) + self.value(code) * z + self.bin(batch.bin) + self.time(_times(batch))
+        return x + self.mix(F.silu(x))
+
+
+def _times(batch: Batch) -> Float[Tensor, "token feature"]:
+    angle = batch.hour * (2 * math.pi / _DAYS_OF_HOURS)
+    return torch.stack(
+        [
+            torch.log1p(batch.gap_hours) / 5.0,
+            (batch.gap_hours == 0).float(),
+            torch.asinh(batch.lag_hours) / 5.0,
+            (batch.age_years - 60.0) / 20.0 * batch.age_known,
+            batch.age_known,
+            torch.sin(angle),
+            torch.cos(angle),
+        ],
+        dim=-1,
+    )

@@ -1,0 +1,98 @@
+"""Our timeline model: fused tokens, a Mamba backbone in real time, and its heads.
+
+One forward pass over a packed batch gives a hidden state at every token, which has seen everything
+known by then and nothing else. Heads read the states at the tokens where a question is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tsfm.batches.batch import Batch
+from tsfm.errors import ModelMismatch
+from tsfm.models.embeddings import EventEmbedding
+from tsfm.models.heads import DAY_BINS, CompetingHazards, NextEvent
+from tsfm.models.mamba import Mamba, MambaConfig
+
+MODEL_TYPE = "timeline"
+
+
+@dataclass(frozen=True)
+class TimelineConfig:
+    """Configuration of a timeline model.
+
+    Attributes:
+        n_codes: Size of the vocabulary.
+        backbone: Sizes of the Mamba stack.
+        edges_days: Bin edges of the hazard heads, in days.
+        code_dropout: See `EventEmbedding`.
+        tasks: Names of the fine-tuned tasks, each with a hazard head of its own.
+    """
+
+    n_codes: int
+    backbone: MambaConfig = field(default_factory=MambaConfig)
+    edges_days: tuple[float, ...] = DAY_BINS
+    code_dropout: float = 0.02
+    tasks: tuple[str, ...] = ()
+
+
+class TimelineModel(nn.Module):
+    """Encoder of patient timelines with heads.
+
+    Heads: `next_event` (code, value and time of the next token), `admission` (time to the next
+    hospital admission with death competing, trained at every token) and one hazard head a task.
+    """
+
+    def __init__(self, config: TimelineConfig) -> None:
+        """Build embedding, backbone and heads."""
+        super().__init__()
+        self.config = config
+        d_model = config.backbone.d_model
+        self.embedding = EventEmbedding(config.n_codes, d_model, dropout=config.code_dropout)
+        self.backbone = Mamba(config.backbone)
+        self.next_event = NextEvent(d_model, config.n_codes)
+        self.admission = self._hazard_head()
+        self.tasks = nn.ModuleDict({name: self._hazard_head() for name in config.tasks})
+
+    def _hazard_head(self) -> CompetingHazards:
+        return CompetingHazards(
+            self.config.backbone.d_model,
+            edges_days=self.config.edges_days,
+            dropout=self.config.backbone.dropout,
+        )
+
+    def forward(self, batch: Batch) -> Float[Tensor, "token model"]:
+        """Hidden state after every token."""
+        return self.backbone(
+            self.embedding(batch), batch.gap_hours, batch.position, batch.cu_seqlens
+        )
+
+    def log_hazard(
+        self,
+        task: str,
+        hidden: Float[Tensor, "token model"],
+        position: Int[Tensor, " point"],
+        elapsed_hours: Float[Tensor, " point"],
+    ) -> Float[Tensor, "point cause bin"]:
+        """Log hazards of a task at some positions; see `CompetingHazards`."""
+        return self.task_head(task)(hidden[position], elapsed_hours)
+
+    def task_head(self, task: str) -> CompetingHazards:
+        """Hazard head of a fine-tuned task.
+
+        Raises:
+            ModelMismatch: The model was not fine-tuned for it.
+        """
+        if task not in self.tasks:
+            raise ModelMismatch(
+                f"the model has no head for '{task}'",
+                code="task_not_trained",
+                place="config.json",
+                remedy="Fine-tune it with `tsfm finetune`.",
+            )
+        head = self.tasks[task]
+        assert isinstance(head, CompetingHazards)
+        return head

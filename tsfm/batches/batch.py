@@ -1,0 +1,111 @@
+"""The one form in which tokens reach a model: packed, never padded.
+
+Tokens of all subjects of a batch lie end to end; `cu_seqlens` holds their borders. Times are
+float64 seconds until the gap between neighbours has been taken, because float32 seconds since 1970
+would round to two minutes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+SECONDS_PER_HOUR = 3600.0
+SECONDS_PER_YEAR = 365.25 * 86400.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed tokens of some subjects.
+
+    Attributes:
+        code: (T,) token ids, int64.
+        value: (T,) standardised values, 0 where there is none.
+        bin: (T,) decile 1 to 10 of the value, 0 where there is none, int64.
+        time_s: (T,) when each fact became available, float64 seconds.
+        gap_hours: (T,) hours since the subject's previous token, 0 at its first.
+        lag_hours: (T,) hours from when the fact was true to when it was available.
+        age_years: (T,) age at the token, 0 where the birth is unknown.
+        age_known: (T,) 1 where the birth is known.
+        hour: (T,) hour of the day, 0 to 24.
+        position: (T,) position within the subject, int64.
+        cu_seqlens: (S + 1,) borders of the subjects, int64.
+        subject_id: (S,) subjects, int64.
+    """
+
+    code: Int[Tensor, " token"]
+    value: Float[Tensor, " token"]
+    bin: Int[Tensor, " token"]
+    time_s: Float[Tensor, " token"]
+    gap_hours: Float[Tensor, " token"]
+    lag_hours: Float[Tensor, " token"]
+    age_years: Float[Tensor, " token"]
+    age_known: Float[Tensor, " token"]
+    hour: Float[Tensor, " token"]
+    position: Int[Tensor, " token"]
+    cu_seqlens: Int[Tensor, " borders"]
+    subject_id: Int[Tensor, " subject"]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the batch."""
+        return self.code.shape[0]
+
+    @property
+    def n_subjects(self) -> int:
+        """Subjects in the batch."""
+        return self.subject_id.shape[0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy to a device."""
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+def make_batch(
+    *,
+    code: NDArray[np.int32],
+    value: NDArray[np.float32],
+    bin: NDArray[np.int8],
+    time_s: NDArray[np.float64],
+    lag_hours: NDArray[np.float32],
+    lengths: NDArray[np.int64],
+    subject_id: NDArray[np.int64],
+    birth_s: NDArray[np.float64],
+) -> Batch:
+    """Build a batch from the arrays of a token store or of `SubjectTokens`.
+
+    Args:
+        code: (T,) token ids.
+        value: (T,) standardised values, NaN where there is none.
+        bin: (T,) deciles.
+        time_s: (T,) seconds.
+        lag_hours: (T,) lags.
+        lengths: (S,) tokens of each subject, in order.
+        subject_id: (S,) subjects.
+        birth_s: (S,) births in seconds, NaN where unknown.
+    """
+    borders = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    gap = np.diff(time_s, prepend=time_s[:1]) / SECONDS_PER_HOUR
+    gap[borders[:-1]] = 0.0
+    age = (time_s - birth_s[owner]) / SECONDS_PER_YEAR
+    known = np.isfinite(age)
+    return Batch(
+        code=torch.from_numpy(code.astype(np.int64)),
+        value=torch.from_numpy(np.nan_to_num(value, nan=0.0).astype(np.float32)),
+        bin=torch.from_numpy(bin.astype(np.int64)),
+        time_s=torch.from_numpy(np.array(time_s, np.float64)),
+        gap_hours=torch.from_numpy(np.maximum(gap, 0.0).astype(np.float32)),
+        lag_hours=torch.from_numpy(np.array(lag_hours, np.float32)),
+        age_years=torch.from_numpy(np.where(known, age, 0.0).astype(np.float32)),
+        age_known=torch.from_numpy(known.astype(np.float32)),
+        hour=torch.from_numpy(((time_s % 86400.0) / SECONDS_PER_HOUR).astype(np.float32)),
+        position=torch.from_numpy(np.arange(len(code)) - borders[:-1][owner]),
+        cu_seqlens=torch.from_numpy(borders),
+        subject_id=torch.from_numpy(np.array(subject_id, np.int64)),
+    )

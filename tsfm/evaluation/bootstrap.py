@@ -1,0 +1,136 @@
+"""Intervals by resampling subjects.
+
+Rows of one subject are alike, so whole subjects are drawn with replacement (cluster bootstrap);
+drawing rows would give intervals that are too narrow. Percentile intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tsfm.errors import InputError
+from tsfm.evaluation.discrimination import check_pair
+
+Metric = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measure with its interval.
+
+    Attributes:
+        value: On all rows.
+        low: Lower end.
+        high: Upper end.
+        n_used: Resamples in which the measure was defined.
+        n_drawn: Resamples drawn.
+    """
+
+    value: float
+    low: float
+    high: float
+    n_used: int
+    n_drawn: int
+
+
+def bootstrap_interval(
+    metric: Metric,
+    subject_ids: ArrayLike,
+    y: ArrayLike,
+    p: ArrayLike,
+    n: int = 1000,
+    seed: int = 0,
+    *,
+    level: float = 0.95,
+) -> Interval:
+    """Interval of `metric(y, p)` over resampled subjects.
+
+    Args:
+        metric: Such as `auroc`; must not depend on the order of rows. NaN: not defined.
+        subject_ids: Subject of each row, shape (n_rows,).
+        y: Labels, shape (n_rows,).
+        p: Scores, shape (n_rows,).
+        n: Resamples.
+        seed: Of the draws.
+        level: Coverage.
+
+    Raises:
+        InputError: Vectors of unequal length.
+    """
+    labels, scores = check_pair(y, p)
+    # Rows stay ordered by score through resampling, which makes a metric's own sort cheap.
+    order = np.argsort(scores, kind="stable")
+    labels, scores = labels[order], scores[order]
+    values = [
+        metric(labels[rows], scores[rows]) for rows in _resamples(subject_ids, order, n, seed)
+    ]
+    return _interval(metric(labels, scores), values, level)
+
+
+def paired_difference(
+    metric: Metric,
+    subject_ids: ArrayLike,
+    y: ArrayLike,
+    p: ArrayLike,
+    p_other: ArrayLike,
+    n: int = 1000,
+    seed: int = 0,
+    *,
+    level: float = 0.95,
+) -> Interval:
+    """Interval of `metric(y, p) - metric(y, p_other)`, both on the same resamples.
+
+    Args:
+        metric: Such as `auroc`.
+        subject_ids: Subject of each row, shape (n_rows,).
+        y: Labels, shape (n_rows,).
+        p: Scores of one model, shape (n_rows,).
+        p_other: Scores of the other, shape (n_rows,).
+        n: Resamples.
+        seed: Of the draws.
+        level: Coverage.
+
+    Raises:
+        InputError: Vectors of unequal length.
+    """
+    labels, first = check_pair(y, p)
+    _, second = check_pair(y, p_other)
+    order = np.arange(len(labels))
+    values = [
+        metric(labels[rows], first[rows]) - metric(labels[rows], second[rows])
+        for rows in _resamples(subject_ids, order, n, seed)
+    ]
+    return _interval(metric(labels, first) - metric(labels, second), values, level)
+
+
+def _resamples(
+    subject_ids: ArrayLike, order: NDArray[np.int64], n: int, seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """Row numbers of each resample, ascending; a subject drawn twice gives its rows twice."""
+    ids = np.asarray(subject_ids)
+    if ids.shape != order.shape:
+        raise InputError(
+            f"{len(ids)} subjects for {len(order)} rows",
+            code="unequal_lengths",
+            place="subject_ids",
+        )
+    subjects, row_subject = np.unique(ids[order], return_inverse=True)
+    rows = np.arange(len(order))
+    generator = np.random.default_rng(seed)
+    for _ in range(n if len(subjects) else 0):
+        drawn = generator.integers(0, len(subjects), len(subjects))
+        times = np.bincount(drawn, minlength=len(subjects))
+        yield np.repeat(rows, times[row_subject])
+
+
+def _interval(value: float, values: list[float], level: float) -> Interval:
+    found = np.asarray(values, dtype=np.float64)
+    used = found[~np.isnan(found)]
+    if not len(used):
+        return Interval(value, float("nan"), float("nan"), 0, len(found))
+    low, high = np.quantile(used, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), len(used), len(found))

@@ -1,0 +1,240 @@
+"""Whether a probability means what it says.
+
+Calibration slope and intercept follow Cox's recalibration: logit P(y) = a + b logit(p). A slope
+below one says that high scores are too high and low ones too low; the intercept with the slope held
+at one (calibration in the large) says how far the mean is off. Both belong to data that took no
+part in the fit: `fit_platt` is for the tuning split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tsfm.errors import InputError
+from tsfm.evaluation.discrimination import check_pair
+
+_EDGE = 1e-9  # probabilities are held off 0 and 1 by this much before their logit is taken
+_RIDGE = 1e-8  # keeps a fit finite where the classes are separable
+
+
+class LogisticLine(NamedTuple):
+    """Logit P(y) = intercept + slope x."""
+
+    intercept: float
+    slope: float
+
+    def probability(self, x: ArrayLike) -> NDArray[np.float64]:
+        """P(y) at x."""
+        return _sigmoid(self.intercept + self.slope * np.asarray(x, dtype=np.float64))
+
+
+def logit(p: ArrayLike) -> NDArray[np.float64]:
+    """Log odds; probabilities of 0 and 1 are held finite."""
+    held = np.clip(np.asarray(p, dtype=np.float64), _EDGE, 1 - _EDGE)
+    return np.log(held) - np.log1p(-held)
+
+
+def calibration_slope_intercept(y: ArrayLike, p: ArrayLike) -> LogisticLine:
+    """Cox's recalibration line of probabilities; ideal is intercept 0 and slope 1.
+
+    NaN where only one class, or only one probability, is there.
+    """
+    labels, probability = check_probability(y, p)
+    return _fit_line(logit(probability), labels)
+
+
+def fit_platt(y: ArrayLike, p: ArrayLike) -> LogisticLine:
+    """Recalibration map of probabilities, for `recalibrate`; fit it on the tuning split.
+
+    Raises:
+        InputError: Only one class or only one probability: nothing can be fitted.
+    """
+    line = calibration_slope_intercept(y, p)
+    if not np.isfinite(line.slope):
+        raise InputError(
+            "one class or one probability only: no recalibration can be fitted",
+            code="nothing_to_calibrate",
+            place="fit_platt",
+            remedy="Use a larger tuning split.",
+        )
+    return line
+
+
+def recalibrate(p: ArrayLike, line: LogisticLine) -> NDArray[np.float64]:
+    """Probabilities after the map of `fit_platt`."""
+    return line.probability(logit(p))
+
+
+def fit_score_model(score: ArrayLike, y: ArrayLike) -> LogisticLine:
+    """Probability of a point score (LACE, HOSPITAL), from the training split.
+
+    Args:
+        score: Points, shape (n,).
+        y: Labels, shape (n,).
+
+    Raises:
+        InputError: Only one class or only one score.
+    """
+    labels, points = check_pair(y, score)
+    line = _fit_line(points, labels)
+    if not np.isfinite(line.slope):
+        raise InputError(
+            "one class or one score only: no probability can be fitted",
+            code="nothing_to_calibrate",
+            place="fit_score_model",
+            remedy="Use a larger training split.",
+        )
+    return line
+
+
+def calibration_in_the_large(y: ArrayLike, p: ArrayLike) -> float:
+    """Intercept on the logit scale with the slope held at one; 0 where the mean is right."""
+    labels, probability = check_probability(y, p)
+    rate = labels.mean() if len(labels) else 0.0
+    if rate in (0.0, 1.0):
+        return float("nan")
+    offset = logit(probability)
+    shift = 0.0
+    for _ in range(100):
+        fitted = _sigmoid(offset + shift)
+        step = float(np.sum(labels - fitted) / np.sum(fitted * (1 - fitted)))
+        shift += float(np.clip(step, -2.0, 2.0))
+        if abs(step) < 1e-10:
+            break
+    return shift
+
+
+def ece(y: ArrayLike, p: ArrayLike, n_bins: int = 10, *, equal_mass: bool = True) -> float:
+    """Expected calibration error: mean distance of predicted and observed, over bins by their size.
+
+    Args:
+        y: Labels, shape (n,).
+        p: Probabilities, shape (n,).
+        n_bins: Bins, at most.
+        equal_mass: Bins of equal counts (ties stay together), else of equal width.
+    """
+    labels, probability = check_probability(y, p)
+    if not len(labels):
+        return float("nan")
+    bins = _bins(probability, n_bins, equal_mass=equal_mass)
+    gap = np.bincount(bins, weights=labels - probability)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Observed against predicted, by bins of equal counts.
+
+    Attributes:
+        predicted: Mean probability of each bin.
+        observed: Share of events.
+        low: Lower end of its 95 % Wilson interval.
+        high: Upper end.
+        n: Rows.
+    """
+
+    predicted: NDArray[np.float64]
+    observed: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    n: NDArray[np.int64]
+
+
+def reliability_curve(y: ArrayLike, p: ArrayLike, n_bins: int = 10) -> ReliabilityCurve:
+    """Points of a calibration plot; bins that ties leave empty are not there.
+
+    Args:
+        y: Labels, shape (n,).
+        p: Probabilities, shape (n,).
+        n_bins: Bins of equal counts, at most.
+    """
+    labels, probability = check_probability(y, p)
+    bins = _bins(probability, n_bins, equal_mass=True)
+    n = np.bincount(bins)
+    used = n > 0
+    n = n[used]
+    predicted = np.bincount(bins, weights=probability)[used] / n
+    events = np.bincount(bins, weights=labels)[used]
+    low, high = wilson_interval(events, n)
+    return ReliabilityCurve(predicted, events / n, low, high, n)
+
+
+def wilson_interval(
+    events: ArrayLike, n: ArrayLike, *, z: float = 1.959963984540054
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wilson's score interval of a share; `z` is 95 % by default."""
+    total = np.asarray(n, dtype=np.float64)
+    share = np.asarray(events, dtype=np.float64) / total
+    denominator = 1 + z**2 / total
+    centre = (share + z**2 / (2 * total)) / denominator
+    half = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / denominator
+    # At no events, and at nothing else, the ends meet the share: rounding must not cross them.
+    return np.clip(centre - half, 0.0, share), np.clip(centre + half, share, 1.0)
+
+
+def check_probability(
+    y: ArrayLike, p: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Labels and probabilities as float64 vectors.
+
+    Raises:
+        InputError: As `check_pair`, or a value outside [0, 1].
+    """
+    labels, probability = check_pair(y, p)
+    if len(probability) and not (probability.min() >= 0 and probability.max() <= 1):
+        raise InputError(
+            "probabilities lie outside 0 and 1",
+            code="bad_probability",
+            place="p",
+            remedy="Map scores to probabilities first, for example with fit_score_model.",
+        )
+    return labels, probability
+
+
+def _bins(probability: NDArray[np.float64], n_bins: int, *, equal_mass: bool) -> NDArray[np.int64]:
+    if n_bins < 1:
+        raise InputError("fewer than one bin", code="bad_n_bins", place="n_bins")
+    if equal_mass:
+        inner = np.quantile(probability, np.arange(1, n_bins) / n_bins) if len(probability) else []
+    else:
+        inner = np.arange(1, n_bins) / n_bins
+    return np.searchsorted(np.unique(inner), probability, side="left").astype(np.int64)
+
+
+def _fit_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> LogisticLine:
+    """Maximum likelihood of logit P(y) = a + b x by Newton's method with step halving."""
+    spread = float(x.std()) if len(x) else 0.0
+    if spread == 0.0 or y.min() == y.max():
+        return LogisticLine(float("nan"), float("nan"))
+    centre = float(x.mean())
+    design = np.column_stack([np.ones_like(x), (x - centre) / spread])
+    beta = np.array([float(logit(y.mean())), 0.0])
+    loss = _loss(design, y, beta)
+    for _ in range(200):
+        fitted = _sigmoid(design @ beta)
+        gradient = design.T @ (y - fitted) - _RIDGE * beta
+        weight = fitted * (1 - fitted)
+        hessian = (design * weight[:, None]).T @ design + _RIDGE * np.eye(2)
+        step = np.linalg.solve(hessian, gradient).astype(np.float64)
+        while (stepped := _loss(design, y, beta + step)) > loss + 1e-12 * abs(loss):
+            step /= 2
+            if np.abs(step).max() < 1e-14:
+                break
+        beta, loss = (beta + step).astype(np.float64), stepped
+        if np.abs(step).max() < 1e-10:
+            break
+    slope = float(beta[1]) / spread
+    return LogisticLine(float(beta[0]) - slope * centre, slope)
+
+
+def _loss(design: NDArray[np.float64], y: NDArray[np.float64], beta: NDArray[np.float64]) -> float:
+    z = design @ beta
+    return float(np.sum(np.logaddexp(0.0, z) - y * z) + _RIDGE * beta @ beta / 2)
+
+
+def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.exp(-np.logaddexp(0.0, -z))

@@ -1,0 +1,255 @@
+"""A simulated hospital: patients with a known risk, written as the files a real one exports.
+
+`simulate_hospital` writes a FHIR bulk export (`fhir/`), a few WFDB records of ECG and PPG (`wfdb/`)
+and, apart from them, the truth (`truth.parquet`): at every index discharge the probability of a
+readmission and of death within 30 days, in closed form from the hazards that the events were drawn
+from, and what then happened. So the best discrimination that any model can reach on these data is
+known, and a model's distance from it can be measured.
+
+The hazards are in `tsfm.simulation.hazards`, the patients' courses in `tsfm.simulation.course`. The
+data are for exercising the path from export to score and for tests against the truth; they say
+nothing about real patients.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tsfm.errors import InputError
+from tsfm.event_table import write_table
+from tsfm.simulation.chart import STAY, Chart
+from tsfm.simulation.course import Course, simulate_course
+from tsfm.simulation.fhir_export import FhirWriter
+from tsfm.simulation.hazards import DEATH, READMISSION, readmission_terms
+
+ZONE = ZoneInfo("America/New_York")
+WINDOW_START = datetime(2021, 1, 1, tzinfo=ZONE)
+EXPORT_TIME = datetime(2025, 1, 1, tzinfo=ZONE)
+ECG_FS_HZ = 250.0
+PPG_FS_HZ = 125.0
+RECORD_SECONDS = 30.0
+
+TRUTH = pa.schema(
+    [
+        pa.field("patient_id", pa.string(), nullable=False),  # FHIR id
+        pa.field("encounter_id", pa.string(), nullable=False),  # FHIR id
+        pa.field("discharge_time", pa.timestamp("us"), nullable=False),  # UTC
+        pa.field("p_readmission_30d", pa.float64(), nullable=False),
+        pa.field("p_death_30d", pa.float64(), nullable=False),  # dead first, not readmitted before
+        pa.field("outcome", pa.string(), nullable=False),  # readmission, death, none, censored
+        pa.field("outcome_days", pa.float64(), nullable=False),
+    ]
+)
+"""One row an index discharge: alive, not to hospice, another acute hospital or against advice."""
+
+
+@dataclass(frozen=True)
+class HospitalSummary:
+    """What was simulated.
+
+    Attributes:
+        n_patients: Patients.
+        n_resources: FHIR resources by type.
+        n_stays: Hospital stays, those in progress included.
+        n_discharges: Index discharges, the rows of the truth table.
+        n_censored: Of these, the ones with less than 30 days of follow-up and no event in them.
+        n_records: WFDB records.
+        readmission_rate: Share readmitted within 30 d, of the discharges not censored.
+        death_rate: Share that died first within 30 d, of the same.
+        ceiling_auroc: AUROC of the true risk against being readmitted within 30 d: no model can
+            be expected to do better. NaN where one class is absent.
+        fhir_dir: The bulk export.
+        truth_path: Table with the columns of `TRUTH`.
+        terms_path: Each discharge's contributions to the true log hazard of readmission.
+        records_path: Index of the WFDB records; None without any.
+    """
+
+    n_patients: int
+    n_resources: dict[str, int]
+    n_stays: int
+    n_discharges: int
+    n_censored: int
+    n_records: int
+    readmission_rate: float
+    death_rate: float
+    ceiling_auroc: float
+    fhir_dir: Path
+    truth_path: Path
+    terms_path: Path
+    records_path: Path | None
+
+
+def simulate_hospital(
+    out: str | Path,
+    *,
+    n_patients: int = 6000,
+    seed: int = 0,
+    waveform_fraction: float = 0.01,
+    progress: Callable[[int, int], None] | None = None,
+) -> HospitalSummary:
+    """Simulate a hospital and write its export, its records and the truth.
+
+    A patient depends on the seed and the own number only: the first hundred of a thousand are the
+    hundred of a hundred.
+
+    Args:
+        out: Folder to write to; must not hold a simulated hospital already.
+        n_patients: Patients to simulate.
+        seed: Of the random generators.
+        waveform_fraction: Share of stays with a WFDB record of 30 s.
+        progress: Called with patients done and patients in all; by default a bar on a terminal.
+
+    Raises:
+        InputError: A bad argument, or the folder is in use.
+    """
+    if n_patients < 1 or seed < 0 or not 0.0 <= waveform_fraction <= 1.0:
+        raise InputError(
+            "a simulated hospital needs n_patients >= 1, seed >= 0, 0 <= waveform_fraction <= 1",
+            code="bad_simulation",
+            place="simulate_hospital",
+            remedy="Correct the argument.",
+        )
+    root = Path(out)
+    fhir_dir = root / "fhir"
+    if fhir_dir.exists() and any(fhir_dir.iterdir()):
+        raise InputError(
+            "the output folder already holds an export",
+            code="output_exists",
+            place=str(fhir_dir),
+            remedy="Choose another folder, or remove the old one.",
+        )
+    start, export = int(WINDOW_START.timestamp()), int(EXPORT_TIME.timestamp())
+    truth: dict[str, list[object]] = {name: [] for name in TRUTH.names}
+    terms: list[dict[str, float]] = []
+    records: list[dict[str, str]] = []
+    n_stays = 0
+    with (
+        FhirWriter(fhir_dir, export=export, zone=ZONE) as writer,
+        tqdm(total=n_patients, unit="patient", disable=True if progress else None) as bar,
+    ):
+        for i in range(n_patients):
+            rng = np.random.default_rng([seed, i])
+            course = simulate_course(rng, f"sim-{i:06d}", start=start, end=export)
+            writer.add(course.chart)
+            n_stays += sum(e.kind == STAY for e in course.chart.encounters)
+            _add_truth(truth, terms, course)
+            # An own generator: the share of recorded stays must not change the courses.
+            waves = np.random.default_rng([seed, i, 1])
+            records += _write_records(root / "wfdb", waves, course.chart, export, waveform_fraction)
+            bar.update()
+            if progress:
+                progress(i + 1, n_patients)
+        writer.finish()
+    table = pa.table(truth, schema=TRUTH)
+    write_table(table, root / "truth.parquet")
+    write_table(_terms_table(table, terms), root / "truth_terms.parquet")
+    outcome = np.array(truth["outcome"])
+    known = outcome != "censored"
+    readmitted = outcome[known] == READMISSION
+    return HospitalSummary(
+        n_patients=n_patients,
+        n_resources=dict(writer.counts),
+        n_stays=n_stays,
+        n_discharges=len(outcome),
+        n_censored=int((~known).sum()),
+        n_records=len(records),
+        readmission_rate=float(readmitted.mean()) if known.any() else float("nan"),
+        death_rate=float((outcome[known] == DEATH).mean()) if known.any() else float("nan"),
+        ceiling_auroc=_auroc(np.array(truth["p_readmission_30d"], float)[known], readmitted),
+        fhir_dir=fhir_dir,
+        truth_path=root / "truth.parquet",
+        terms_path=root / "truth_terms.parquet",
+        records_path=_write_record_index(root / "wfdb", records) if records else None,
+    )
+
+
+def _add_truth(
+    truth: dict[str, list[object]], terms: list[dict[str, float]], course: Course
+) -> None:
+    for discharge in course.discharges:
+        row = (
+            course.chart.patient,
+            course.chart.encounter_id(discharge.encounter),
+            datetime.fromtimestamp(discharge.time, UTC).replace(tzinfo=None),
+            discharge.p_readmission,
+            discharge.p_death,
+            discharge.outcome,
+            discharge.days,
+        )
+        for column, value in zip(truth.values(), row, strict=True):
+            column.append(value)
+        terms.append(readmission_terms(discharge.covariates))
+
+
+def _terms_table(truth: pa.Table, terms: list[dict[str, float]]) -> pa.Table:
+    table = truth.select(["patient_id", "encounter_id", "discharge_time"])
+    for name in terms[0] if terms else ():
+        table = table.append_column(name, pa.array([row[name] for row in terms], pa.float64()))
+    return table
+
+
+def _write_records(
+    folder: Path, rng: np.random.Generator, chart: Chart, export: int, fraction: float
+) -> list[dict[str, str]]:
+    """Record ECG and PPG in a share of the stays.
+
+    Returns:
+        Rows of `records.csv`.
+    """
+    rows: list[dict[str, str]] = []
+    for stay in chart.encounters:
+        if stay.kind != STAY:
+            continue
+        if rng.random() >= fraction:
+            continue
+        time = stay.start + 3600 * 2 + int(rng.random() * 3600 * 10)
+        if time > export:
+            continue
+        record = f"{chart.patient}-e{stay.number}"
+        _write_record(folder, record, rng, chart, stay.number, time)
+        rows.append(
+            {
+                "record": record,
+                "subject": chart.patient,
+                "start_time": datetime.fromtimestamp(time, UTC).isoformat().replace("+00:00", "Z"),
+                "encounter": chart.encounter_id(stay.number),
+            }
+        )
+    return rows
+
+
+def _write_record(
+    folder: Path, record: str, rng: np.random.Generator, chart: Chart, number: int, time: int
+) -> None:
+    raise NotImplementedError
+
+
+def _write_record_index(folder: Path, records: list[dict[str, str]]) -> Path:
+    path = folder / "records.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["record", "subject", "start_time", "encounter"])
+        writer.writeheader()
+        writer.writerows(records)
+    return path
+
+
+def _auroc(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Probability that a positive outranks a negative, ties by half."""
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if n_positive == 0 or n_negative == 0:
+        return float("nan")
+    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2.0)[place]
+    return float(
+        (rank[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+    )

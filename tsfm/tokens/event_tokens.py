@@ -1,0 +1,168 @@
+# pyright: strict
+"""Events to tokens: one event, one token, in the order of knowing.
+
+A subject's stream is ordered by when each fact became available, ties by when it was true, then
+by the table's order. The lag between the two is a feature of the token. So every position is a
+valid moment of prediction, and new facts only ever append.
+
+Static facts and the birth have no place on the clock of care: they stand at the subject's first
+contact, in front of it. The age at every token comes from the birth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tsfm import codes, event_table, schema
+from tsfm.tokens.value_scale import ValueScale
+from tsfm.tokens.vocabulary import EncodingCounts, Vocabulary
+
+EVENT, SIGNAL = 0, 1
+_US_PER_SECOND = 1e6
+
+TOKEN_FIELDS: dict[str, str] = {
+    "code": "int32",
+    "value": "float32",
+    "bin": "int8",
+    "time_s": "float64",
+    "lag_hours": "float32",
+    "modality": "int8",
+}
+"""Per-token arrays and their types; the token store writes one file each."""
+
+
+@dataclass(frozen=True)
+class SubjectTokens:
+    """Token streams of some subjects, end to end.
+
+    Attributes:
+        code: (T,) token ids.
+        value: (T,) standardised values, NaN where there is none.
+        bin: (T,) decile of the value, 1 to 10; 0 where there is none.
+        time_s: (T,) when each fact became available, seconds on the data set's clock.
+        lag_hours: (T,) hours from when the fact was true to when it was available.
+        modality: (T,) `EVENT` or `SIGNAL`.
+        subject_id: (S,) subjects in the order of their tokens.
+        start: (S + 1,) borders of the subjects' tokens.
+        birth_s: (S,) birth in seconds, NaN where unknown.
+        counts: How faithfully the codes were encoded.
+    """
+
+    code: NDArray[np.int32]
+    value: NDArray[np.float32]
+    bin: NDArray[np.int8]
+    time_s: NDArray[np.float64]
+    lag_hours: NDArray[np.float32]
+    modality: NDArray[np.int8]
+    subject_id: NDArray[np.int64]
+    start: NDArray[np.int64]
+    birth_s: NDArray[np.float64]
+    counts: EncodingCounts
+
+
+def tokenize_events(
+    events: pl.DataFrame, vocabulary: Vocabulary, scale: ValueScale
+) -> SubjectTokens:
+    """Tokenise whole subjects.
+
+    Args:
+        events: Event frame, every subject complete.
+        vocabulary: Fitted vocabulary.
+        scale: Fitted value scales of the same vocabulary.
+    """
+    stream = order_of_knowing(events)
+    ids, exact, counts = vocabulary.encode(stream[schema.CODE])
+    values = stream[schema.NUMERIC_VALUE].fill_null(float("nan")).to_numpy().astype(np.float32)
+    # A parent's scale would read another unit's number: such a token keeps its code alone.
+    values = np.where(exact & np.isfinite(values), values, np.float32(np.nan))
+    z, bins = scale.apply(ids, values)
+    subject = stream[schema.SUBJECT_ID].to_numpy()
+    borders = np.flatnonzero(subject[1:] != subject[:-1]) + 1
+    inner = [0, *borders.tolist()] if len(subject) else []
+    start = np.array([*inner, len(subject)], np.int64)
+    return SubjectTokens(
+        code=ids,
+        value=z,
+        bin=bins,
+        time_s=stream["_stream_us"].to_numpy() / _US_PER_SECOND,
+        lag_hours=stream["_lag_hours"].to_numpy().astype(np.float32),
+        modality=stream[schema.SIGNAL_ID].is_not_null().to_numpy().astype(np.int8),
+        subject_id=subject[start[:-1]].astype(np.int64),
+        start=start,
+        birth_s=stream["_birth_us"].to_numpy()[start[:-1]].astype(np.float64) / _US_PER_SECOND
+        if len(subject)
+        else np.zeros(0),
+        counts=counts,
+    )
+
+
+def order_of_knowing(events: pl.DataFrame) -> pl.DataFrame:
+    """Events in stream order with `_stream_us`, `_lag_hours` and `_birth_us` added."""
+    is_birth = pl.col(schema.CODE) == codes.BIRTH
+    timeless = pl.col(schema.TIME).is_null() | is_birth
+    known_us = pl.col(schema.AVAILABLE_TIME).cast(pl.Int64)
+    frame = events.with_columns(
+        pl.when(is_birth)
+        .then(pl.col(schema.TIME).cast(pl.Int64))
+        .otherwise(None)
+        .min()
+        .over(schema.SUBJECT_ID)
+        .cast(pl.Float64)
+        .fill_null(float("nan"))
+        .alias("_birth_us"),
+        pl.when(timeless).then(None).otherwise(known_us).alias("_stream_us"),
+    ).with_columns(
+        pl.col("_stream_us").min().over(schema.SUBJECT_ID).alias("_first_us"),
+        pl.when(timeless)
+        .then(0.0)
+        .otherwise(
+            (pl.col(schema.AVAILABLE_TIME) - pl.col(schema.TIME)).dt.total_microseconds() / 3.6e9
+        )
+        .alias("_lag_hours"),
+    )
+    frame = frame.with_columns(
+        pl.when(timeless).then(0).otherwise(1).alias("_order"),
+        # A subject with static facts alone has no clock: its tokens stand at its birth, or at 0.
+        pl.coalesce(
+            "_stream_us",
+            "_first_us",
+            pl.when(pl.col("_birth_us").is_nan()).then(None).otherwise(pl.col("_birth_us")),
+            pl.lit(0),
+        )
+        .cast(pl.Int64)
+        .alias("_stream_us"),
+    )
+    return frame.sort(
+        [schema.SUBJECT_ID, "_order", "_stream_us", schema.TIME],
+        nulls_last=[False, False, False, False],
+        maintain_order=True,
+    ).drop("_order", "_first_us")
+
+
+def training_counts(events: pl.DataFrame, training_subjects: pl.Series) -> dict[str, int]:
+    """Events of each code among the training subjects of a shard."""
+    rows = events.filter(pl.col(schema.SUBJECT_ID).is_in(training_subjects.implode()))
+    return dict(rows[schema.CODE].value_counts().iter_rows())
+
+
+def scan_training_values(
+    root: str, training_subjects: pl.Series, vocabulary: Vocabulary
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Ids and values of the training subjects' events whose own code is in the vocabulary."""
+    ids: list[NDArray[np.int32]] = []
+    values: list[NDArray[np.float32]] = []
+    for shard in event_table.scan_events(root):
+        rows = shard.filter(
+            pl.col(schema.NUMERIC_VALUE).is_not_null()
+            & pl.col(schema.SUBJECT_ID).is_in(training_subjects.implode())
+        )
+        found, exact, _ = vocabulary.encode(rows[schema.CODE])
+        ids.append(found[exact])
+        values.append(rows[schema.NUMERIC_VALUE].to_numpy()[exact].astype(np.float32))
+    if not ids:
+        return np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return np.concatenate(ids), np.concatenate(values)

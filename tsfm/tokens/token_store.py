@@ -1,0 +1,217 @@
+# pyright: strict
+"""The packed token store: one raw file a field, memory-mapped, plus the subjects' borders.
+
+`tokens/` holds `<field>.bin` (little-endian, see `TOKEN_FIELDS`), `subjects.parquet` (borders,
+birth, split), `vocabulary/` and `config.json`. Tokens of all subjects lie end to end; there
+is no padding to store or to skip. A store may be fitted (vocabulary and scales from its training
+subjects) or made with an existing vocabulary, so that another hospital's data meets a model's ids.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tsfm import event_table, schema
+from tsfm.errors import InputError, ModelMismatch
+from tsfm.tokens.event_tokens import (
+    TOKEN_FIELDS,
+    scan_training_values,
+    tokenize_events,
+    training_counts,
+)
+from tsfm.tokens.value_scale import ValueScale, fit_value_scale
+from tsfm.tokens.vocabulary import EncodingCounts, Vocabulary, fit_vocabulary
+
+FORMAT_VERSION = 1
+VOCABULARY_DIR = "vocabulary"
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """An open token store.
+
+    Attributes:
+        path: Its folder.
+        fields: Memory-mapped array of each of `TOKEN_FIELDS`, all of length T.
+        subjects: Frame with subject_id, start, length, birth_s, split.
+        vocabulary: The codes' ids.
+        scale: The values' scales.
+        config: Counts and facts of the data set it was made from.
+    """
+
+    path: Path
+    fields: dict[str, NDArray[Any]]
+    subjects: pl.DataFrame
+    vocabulary: Vocabulary
+    scale: ValueScale
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> TokenStore:
+        """Map a store into memory.
+
+        Raises:
+            InputError: There is no store.
+            ModelMismatch: Its parts do not belong together.
+        """
+        folder = Path(path)
+        try:
+            config = json.loads((folder / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(
+                "no token store",
+                code="missing_token_store",
+                place=str(folder),
+                remedy="Make one with `tsfm tokenize`.",
+            ) from error
+        vocabulary, scale = load_vocabulary(folder / VOCABULARY_DIR)
+        if vocabulary.hash != config.get("vocabulary_hash"):
+            raise ModelMismatch(
+                "the token store's vocabulary is not the one it was written with",
+                code="vocabulary_hash_mismatch",
+                place=str(folder),
+                remedy="Make the store anew with `tsfm tokenize`.",
+            )
+        n_tokens = int(config["n_tokens"])
+        fields: dict[str, NDArray[Any]] = {
+            name: np.memmap(folder / f"{name}.bin", dtype=kind, mode="r", shape=(n_tokens,))
+            if n_tokens
+            else np.zeros(0, kind)
+            for name, kind in TOKEN_FIELDS.items()
+        }
+        subjects = pl.read_parquet(folder / "subjects.parquet")
+        return cls(folder, fields, subjects, vocabulary, scale, config)
+
+    def __len__(self) -> int:
+        """Tokens in all."""
+        return int(self.config["n_tokens"])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{name}</td><td style='text-align:right'>{self.config[name]:,}</td></tr>"
+            for name in ("n_subjects", "n_tokens", "n_exact", "n_fallback", "n_unknown")
+        )
+        return f"<b>TokenStore</b> ({len(self.vocabulary):,} codes)<table>{rows}</table>"
+
+
+def load_vocabulary(folder: str | Path) -> tuple[Vocabulary, ValueScale]:
+    """Vocabulary and value scales of a store or model."""
+    vocabulary = Vocabulary.load(folder)
+    return vocabulary, ValueScale.load(folder, n_codes=len(vocabulary))
+
+
+def build_token_store(
+    root: str | Path,
+    out: str | Path,
+    *,
+    vocabulary_from: str | Path | None = None,
+    min_count: int = 10,
+) -> TokenStore:
+    """Tokenise an event table.
+
+    Args:
+        root: Root of the event table.
+        out: Folder to write; must not hold a store.
+        vocabulary_from: Folder with a `vocabulary/` to use (a model or another store); by default
+            one is fitted on the training subjects.
+        min_count: Rarer codes take their parent's id, when fitting.
+    """
+    folder = Path(out)
+    if (folder / "config.json").exists():
+        raise InputError(
+            "the output folder already holds a token store",
+            code="output_exists",
+            place=str(folder),
+            remedy="Choose another --out, or remove the old one.",
+        )
+    splits = event_table.subject_splits(root)
+    if vocabulary_from is None:
+        vocabulary, scale = fit(root, splits, min_count=min_count)
+    else:
+        vocabulary, scale = load_vocabulary(Path(vocabulary_from) / VOCABULARY_DIR)
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(folder / VOCABULARY_DIR)
+    scale.save(folder / VOCABULARY_DIR)
+
+    counts = EncodingCounts()
+    subjects: list[pl.DataFrame] = []
+    n_tokens = 0
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in TOKEN_FIELDS
+        }
+        for shard in event_table.scan_events(root):
+            tokens = tokenize_events(shard, vocabulary, scale)
+            counts.add(tokens.counts)
+            for name, kind in TOKEN_FIELDS.items():
+                array: NDArray[Any] = getattr(tokens, name)
+                files[name].write(np.ascontiguousarray(array, dtype=kind).tobytes())
+            subjects.append(
+                pl.DataFrame(
+                    {
+                        schema.SUBJECT_ID: tokens.subject_id,
+                        "start": tokens.start[:-1] + n_tokens,
+                        "length": np.diff(tokens.start),
+                        "birth_s": tokens.birth_s,
+                        "split": [splits.get(int(s), schema.TRAIN) for s in tokens.subject_id],
+                    }
+                )
+            )
+            n_tokens += len(tokens.code)
+    pl.concat(subjects).write_parquet(folder / "subjects.parquet")
+    facts = event_table.dataset_facts(root)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "n_tokens": n_tokens,
+        "n_subjects": sum(frame.height for frame in subjects),
+        "n_exact": counts.exact,
+        "n_fallback": counts.fallback,
+        "n_unknown": counts.unknown,
+        "vocabulary_hash": vocabulary.hash,
+        "vocabulary_fitted": vocabulary_from is None,
+        "dataset_name": facts.get("dataset_name"),
+        "data_as_of": facts.get("data_as_of"),
+        "dates_shifted": facts.get("dates_shifted", False),
+    }
+    try:
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return TokenStore.open(folder)
+
+
+def fit(
+    root: str | Path, splits: dict[int, str], *, min_count: int
+) -> tuple[Vocabulary, ValueScale]:
+    """Fit vocabulary and value scales on the training subjects of an event table.
+
+    Raises:
+        InputError: The split leaves no subject for training.
+    """
+    training = pl.Series(
+        [s for s, split in splits.items() if split == schema.TRAIN], dtype=pl.Int64
+    )
+    if training.len() == 0:
+        raise InputError(
+            "no training subjects",
+            code="no_training_subjects",
+            place=str(schema.metadata_dir(root) / "subject_splits.parquet"),
+            remedy="Use --vocabulary of an existing model, or a data set with a training split.",
+        )
+    code_counts: dict[str, int] = {}
+    for shard in event_table.scan_events(root):
+        for code, n in training_counts(shard, training).items():
+            code_counts[code] = code_counts.get(code, 0) + n
+    vocabulary = fit_vocabulary(code_counts, min_count=min_count)
+    ids, values = scan_training_values(str(root), training, vocabulary)
+    return vocabulary, fit_value_scale(ids, values, n_codes=len(vocabulary))

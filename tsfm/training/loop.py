@@ -1,0 +1,229 @@
+"""The training loop that pretraining and fine-tuning share.
+
+An epoch is a seeded plan of packed batches. After each epoch the moving average of the weights is
+judged on the tuning split; the best epoch's weights are kept, and a checkpoint lets a stopped run
+go on with the same batches. The held-out split is never touched here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tsfm.batches.batch import Batch
+from tsfm.batches.dataset import TokenDataset
+from tsfm.errors import InputError
+from tsfm.models.timeline import TimelineModel
+from tsfm.training.checkpoints import load_checkpoint, save_checkpoint
+from tsfm.training.optimizer import WeightAverage, learning_rate, make_optimizer
+
+BatchLoss = Callable[[TimelineModel, Batch, Tensor], tuple[Tensor, float, dict[str, float]] | None]
+"""Loss of a batch from its hidden states: the loss, its weight in a mean, and its parts. None where
+the batch asks nothing."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        epochs: Passes over the training subjects.
+        max_tokens: Tokens a batch.
+        lr: Peak learning rate.
+        weight_decay: On linear weights.
+        warmup: Share of all steps spent warming up.
+        clip: Largest norm of the gradient.
+        average_decay: Decay of the weights' moving average.
+        patience: Epochs without a better tuning loss before stopping.
+        seed: Of initialisation, shuffling and dropout.
+        max_seconds: Stop training after this wall time (the epoch at hand is finished); None: no
+            limit. A run cut by time depends on the machine's speed.
+    """
+
+    epochs: int = 10
+    max_tokens: int = 8192
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    clip: float = 1.0
+    average_decay: float = 0.99
+    patience: int = 5
+    seed: int = 0
+    max_seconds: float | None = None
+
+
+@dataclass
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        best_epoch: Epoch whose weights the model now holds.
+        tuning_loss: Its loss on the tuning split.
+        history: One entry an epoch.
+        seconds: Wall time of this call.
+        resumed: Whether it went on from a checkpoint.
+    """
+
+    best_epoch: int
+    tuning_loss: float
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    resumed: bool = False
+
+
+def train(
+    model: TimelineModel,
+    training: TokenDataset,
+    tuning: TokenDataset,
+    loss: BatchLoss,
+    config: TrainConfig,
+    *,
+    folder: Path,
+    what: str,
+    fingerprint: str,
+    progress: bool | None = None,
+) -> TrainResult:
+    """Train a model in place and leave it with its best weights.
+
+    Args:
+        model: Model to train.
+        training: Training subjects.
+        tuning: Subjects whose loss chooses the epoch.
+        loss: Loss of one batch.
+        config: How to train.
+        folder: Where checkpoints go; an existing one is continued.
+        what: Name of the run, for the progress bar.
+        fingerprint: Digest of everything that makes this run this run.
+        progress: Show a bar; None: on a terminal only.
+    """
+    if len(training) == 0 or len(tuning) == 0:
+        raise InputError(
+            "no subjects to train or tune on",
+            code="empty_split",
+            place="metadata/subject_splits.parquet",
+            remedy="Training and tuning splits both need subjects.",
+        )
+    started = time.perf_counter()
+    torch.manual_seed(config.seed)
+    optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
+    average = WeightAverage(model, config.average_decay)
+    plan_length = len(training.plan(max_tokens=config.max_tokens, seed=config.seed, epoch=0))
+    n_steps = config.epochs * plan_length
+    warmup = max(1, round(config.warmup * n_steps))
+    checkpoint = folder / "checkpoint"
+    state: dict[str, Any] = {"fingerprint": fingerprint, "epoch": 0, "step": 0, "history": []}
+    best: dict[str, Tensor] = {}
+    resumed = checkpoint.exists()
+    if resumed:
+        state, best = load_checkpoint(
+            checkpoint, fingerprint=fingerprint, model=model, average=average, optimizer=optimizer
+        )
+    disable = None if progress is None else not progress
+    for epoch in range(state["epoch"], config.epochs):
+        if _is_finished(state["history"], config):
+            break
+        model.train()
+        parts_sum: dict[str, float] = {}
+        n_batches = 0
+        plan = training.plan(max_tokens=config.max_tokens, seed=config.seed, epoch=epoch)
+        bar = tqdm(plan, desc=f"{what} {epoch + 1}/{config.epochs}", disable=disable, leave=False)
+        for chosen in bar:
+            lr = learning_rate(state["step"], n_steps=n_steps, warmup=warmup, peak=config.lr)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            state["step"] += 1
+            batch = training.batch(chosen)
+            value = loss(model, batch, model(batch))
+            if value is None:
+                continue
+            optimizer.zero_grad(set_to_none=True)
+            value[0].backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+            average.update(model)
+            n_batches += 1
+            for name, part in value[2].items():
+                parts_sum[name] = parts_sum.get(name, 0.0) + part
+            bar.set_postfix({k: f"{v / n_batches:.3f}" for k, v in parts_sum.items()})
+        current = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(average.weights)
+        tuning_loss, tuning_parts = evaluate_loss(model, tuning, loss, config.max_tokens)
+        history: list[dict[str, Any]] = state["history"]
+        if not history or tuning_loss < min(entry["tuning_loss"] for entry in history):
+            best = {name: tensor.clone() for name, tensor in average.weights.items()}
+        model.load_state_dict(current)
+        history.append(
+            {
+                "epoch": epoch,
+                "tuning_loss": tuning_loss,
+                "train": {k: v / max(1, n_batches) for k, v in parts_sum.items()},
+                "tuning": tuning_parts,
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+        )
+        state["epoch"] = epoch + 1
+        save_checkpoint(
+            checkpoint, model=model, average=average, optimizer=optimizer, state=state, best=best
+        )
+        if config.max_seconds and time.perf_counter() - started > config.max_seconds:
+            break
+    model.load_state_dict(best)
+    chosen_epoch = min(state["history"], key=lambda entry: entry["tuning_loss"])
+    return TrainResult(
+        best_epoch=chosen_epoch["epoch"],
+        tuning_loss=chosen_epoch["tuning_loss"],
+        history=state["history"],
+        seconds=time.perf_counter() - started,
+        resumed=resumed,
+    )
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: TimelineModel, subjects: TokenDataset, loss: BatchLoss, max_tokens: int
+) -> tuple[float, dict[str, float]]:
+    """Weighted mean loss and unweighted mean of its parts over all of a split's subjects."""
+    model.eval()
+    total = weight = 0.0
+    n = 0
+    parts_sum: dict[str, float] = {}
+    for batch in subjects.batches(max_tokens=max_tokens):
+        value = loss(model, batch, model(batch))
+        if value is None:
+            continue
+        total += value[0].item() * value[1]
+        weight += value[1]
+        n += 1
+        for name, part in value[2].items():
+            parts_sum[name] = parts_sum.get(name, 0.0) + part
+    if weight == 0:
+        raise InputError(
+            "the tuning subjects ask nothing",
+            code="empty_tuning",
+            place="tuning split",
+            remedy="The tuning split needs at least one labelled prediction time.",
+        )
+    return total / weight, {name: part / n for name, part in parts_sum.items()}
+
+
+def fingerprint(*parts: Any) -> str:
+    """Digest of configurations and hashes that a checkpoint must share to be continued."""
+    text = json.dumps([asdict(p) if hasattr(p, "__dataclass_fields__") else p for p in parts],
+                      sort_keys=True)  # fmt: skip
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_finished(history: list[dict[str, Any]], config: TrainConfig) -> bool:
+    if not history:
+        return False
+    best = min(range(len(history)), key=lambda i: history[i]["tuning_loss"])
+    return len(history) - 1 - best >= config.patience
