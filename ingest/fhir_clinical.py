@@ -21,7 +21,7 @@ from tsfm.ingest.fhir_codes import (
     has_code,
     profile_name,
 )
-from tsfm.ingest.fhir_events import NOT_DONE, EventColumns
+from tsfm.ingest.fhir_events import NOT_DONE, EventBatch
 from tsfm.ingest.fhir_fields import (
     AllergyIntolerance,
     Condition,
@@ -35,7 +35,7 @@ from tsfm.ingest.fhir_references import collected_text
 IMMUNIZATION, ALLERGY, REPORT, SPECIMEN = "IMMUNIZATION", "ALLERGY", "REPORT", "SPECIMEN"
 
 
-def add_condition(row: Condition, events: EventColumns) -> str:
+def add_condition(row: Condition, events: EventBatch) -> str:
     """Add a diagnosis at its onset or the end of its encounter, known once it was recorded."""
     status = [row.verification_status] if row.verification_status else []
     if has_code(status, "entered-in-error"):
@@ -64,7 +64,7 @@ def add_condition(row: Condition, events: EventColumns) -> str:
 
 
 def _billing_times(
-    begun: Stamp | None, recorded: Stamp | None, end: Stamp | None, events: EventColumns
+    begun: Stamp | None, recorded: Stamp | None, end: Stamp | None, events: EventBatch
 ) -> tuple[int, int] | None:
     if recorded is None and end is None:
         return None  # the stay lasts: nothing says when this became known
@@ -89,7 +89,7 @@ def _problem_times(
     return time, max(stamp.end_us for stamp in (begun, end) if stamp is not None)
 
 
-def add_procedure(row: Procedure, events: EventColumns) -> str:
+def add_procedure(row: Procedure, events: EventBatch) -> str:
     """Add a procedure; one with an ICD code is known only after its encounter was coded."""
     if row.status == "entered-in-error":
         return "entered_in_error"
@@ -116,7 +116,7 @@ def add_procedure(row: Procedure, events: EventColumns) -> str:
     return ""
 
 
-def _add_icu_procedure(row: Procedure, subject: int, time: int, events: EventColumns) -> str:
+def _add_icu_procedure(row: Procedure, subject: int, time: int, events: EventBatch) -> str:
     found = code_parts(row.code) if row.code else None
     if found is None:
         return "no_code"
@@ -132,7 +132,7 @@ def _add_icu_procedure(row: Procedure, subject: int, time: int, events: EventCol
     return ""
 
 
-def add_immunization(row: Immunization, events: EventColumns) -> str:
+def add_immunization(row: Immunization, events: EventBatch) -> str:
     """Add a vaccination, known once it was recorded."""
     if row.status == "entered-in-error":
         return "entered_in_error"
@@ -155,7 +155,7 @@ def add_immunization(row: Immunization, events: EventColumns) -> str:
     return ""
 
 
-def add_allergy(row: AllergyIntolerance, events: EventColumns) -> str:
+def add_allergy(row: AllergyIntolerance, events: EventBatch) -> str:
     """Add an allergy at the time it was recorded, else at its onset."""
     status = [row.verification_status] if row.verification_status else []
     if has_code(status, "entered-in-error"):
@@ -175,7 +175,7 @@ def add_allergy(row: AllergyIntolerance, events: EventColumns) -> str:
     return ""
 
 
-def add_report(row: DiagnosticReport, events: EventColumns) -> str:
+def add_report(row: DiagnosticReport, events: EventBatch) -> str:
     """Add that a report was made, known once it was issued; its text is not read."""
     if row.status == "entered-in-error":
         return "entered_in_error"
@@ -200,7 +200,7 @@ def add_report(row: DiagnosticReport, events: EventColumns) -> str:
     return ""
 
 
-def add_specimen(row: Specimen, events: EventColumns) -> str:
+def add_specimen(row: Specimen, events: EventBatch) -> str:
     """Add that material was taken."""
     if row.status == "entered-in-error":
         return "entered_in_error"

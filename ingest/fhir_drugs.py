@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from tsfm import codes
 from tsfm.ingest.fhir_codes import code_parts, first_code, is_mimic, profile_name
-from tsfm.ingest.fhir_events import NOT_DONE, EventColumns, check_value
+from tsfm.ingest.fhir_events import NOT_DONE, EventBatch, check_value
 from tsfm.ingest.fhir_fields import (
     Dosage,
     MedicationAdministration,
@@ -27,7 +27,7 @@ ORDERED, ADMINISTERED, DISPENSED, STATED = "ORDERED", "Administered", "DISPENSED
 INFUSION_START, INFUSION_END = "INFUSION_START", "INFUSION_END"
 
 
-def add_request(row: MedicationRequest, events: EventColumns) -> str:
+def add_request(row: MedicationRequest, events: EventBatch) -> str:
     """Add an order at the time it was written."""
     if row.do_not_perform:
         return "not_done"
@@ -36,7 +36,7 @@ def add_request(row: MedicationRequest, events: EventColumns) -> str:
     return _add(row, ORDERED, moment, dose, events, ("entered-in-error", "draft"))
 
 
-def add_administration(row: MedicationAdministration, events: EventColumns) -> str:
+def add_administration(row: MedicationAdministration, events: EventBatch) -> str:
     """Add a dose given; a dose over a period is known when the period is over."""
     if profile_name(row.meta).endswith("administration-icu"):
         return _add_infusion(row, events)
@@ -50,7 +50,7 @@ def add_administration(row: MedicationAdministration, events: EventColumns) -> s
     return _add(row, kind, moment, dose, events, fallback=order[1] if order else ())
 
 
-def add_dispense(row: MedicationDispense, events: EventColumns) -> str:
+def add_dispense(row: MedicationDispense, events: EventBatch) -> str:
     """Add a supply: when handed over, else when ordered, else within its encounter."""
     moment = events.moment(row.when_handed_over or row.when_prepared)
     name: Name = ()
@@ -66,7 +66,7 @@ def add_dispense(row: MedicationDispense, events: EventColumns) -> str:
     return _add(row, DISPENSED, moment, row.quantity, events, fallback=name)
 
 
-def add_statement(row: MedicationStatement, events: EventColumns) -> str:
+def add_statement(row: MedicationStatement, events: EventBatch) -> str:
     """Add what the patient is said to take, known once it was said."""
     moment = events.moment(row.effective_date_time)
     if moment is None and row.effective_period and row.effective_period.start:
@@ -83,7 +83,7 @@ def _add(
     kind: str,
     moment: tuple[int, int] | None,
     dose: Quantity | None,
-    events: EventColumns,
+    events: EventBatch,
     void: tuple[str, ...] = ("entered-in-error",),
     fallback: Name = (),
 ) -> str:
@@ -106,7 +106,7 @@ def _add(
     return ""
 
 
-def _add_infusion(row: MedicationAdministration, events: EventColumns) -> str:
+def _add_infusion(row: MedicationAdministration, events: EventBatch) -> str:
     """Add start and end of an infusion: the rate is known at the start, the amount at the end."""
     if row.status in NOT_DONE or row.status == "entered-in-error":
         return "not_done" if row.status in NOT_DONE else "entered_in_error"
@@ -134,7 +134,7 @@ def _add_infusion(row: MedicationAdministration, events: EventColumns) -> str:
     return ""
 
 
-def _stay(row: MedicationEvent, events: EventColumns) -> Stay | None:
+def _stay(row: MedicationEvent, events: EventBatch) -> Stay | None:
     return events.stay_of(row.encounter or row.context)
 
 

@@ -2,7 +2,7 @@
 """Events of FHIR resources as they are collected: columns, clock, references, descriptions.
 
 Every mapping in `fhir_stays`, `fhir_observations`, `fhir_clinical` and `fhir_drugs` is a function
-from one decoded resource and an `EventColumns` to an outcome: "" when the resource was used,
+from one decoded resource and an `EventBatch` to an outcome: "" when the resource was used,
 `IGNORED`, or the reason for which it is set aside. A resource may be set aside in part: a Patient
 with an unreadable birth date keeps its other facts, and is counted.
 
@@ -11,12 +11,14 @@ Nothing here knows files or the order in which resources come.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from typing import Any
 
 import polars as pl
 
 from tsfm import schema
-from tsfm.clock import Clock, CodingDelay, Stamp
+from tsfm.clock import HOUR_US, Clock, CodingDelay, Stamp
 from tsfm.ingest.fhir_fields import Period, Reference
 from tsfm.ingest.fhir_references import ReferenceIndex, Stay
 
@@ -25,7 +27,25 @@ IGNORED = "-"
 
 NOT_DONE = ("not-done", "not-taken", "cancelled", "declined")
 _MAX_STAMPS = 100_000
+_HOURS = {f"{n:02d}:": n * HOUR_US for n in range(24)}
+_MINUTES = {f"{n:02d}:": n * HOUR_US // 60 for n in range(60)}
+_SECONDS = {f"{n:02d}": n * 1_000_000 for n in range(60)}
+_OFFSET = re.compile(r"Z|[+-]\d\d:\d\d$")
 _FLOAT32_MAX = 3.4028234e38
+
+
+Event = tuple[int, int | None, str, float | None, str | None, int | None, int | None]
+"""Subject, time, code, value, text, available time, encounter; times in microseconds."""
+
+_COLUMNS: dict[str, Any] = {
+    schema.SUBJECT_ID: pl.Int64,
+    schema.TIME: pl.Int64,
+    schema.CODE: pl.String,
+    schema.NUMERIC_VALUE: pl.Float64,
+    schema.TEXT_VALUE: pl.String,
+    schema.AVAILABLE_TIME: pl.Int64,
+    schema.ENCOUNTER_ID: pl.Int64,
+}
 
 
 class UnusableError(ValueError):
@@ -33,23 +53,52 @@ class UnusableError(ValueError):
 
 
 class StampCache(dict[str, Stamp]):
-    """Time stamps already read: panels and stays repeat theirs many times."""
+    """Time stamps on one clock; the same ones come again and again in panels and stays.
+
+    A day's instants differ only by their time of day, so the costly part of reading is done once
+    a day and offset; what is then looked up are two-digit words, which leaves no room for a stamp
+    that the clock itself would refuse.
+    """
 
     def __init__(self, clock: Clock) -> None:
-        """Start empty, on one clock."""
+        """Start empty."""
         super().__init__()
-        self._read = clock.read
+        self._clock = clock
+        self._days: dict[str, int] = {}  # date and offset to microseconds of its midnight
 
     def __missing__(self, text: str) -> Stamp:
         """Read a stamp seen for the first time."""
         if len(self) >= _MAX_STAMPS:
             self.clear()
-        stamp = self[text] = self._read(text)
+        stamp = self[text] = self._clock.read(text)
         return stamp
 
+    def interval(self, text: str) -> tuple[int, int]:
+        """Start and end of what a stamp may mean, as `tsfm.clock.Stamp` without the object.
 
-class EventColumns:
-    """Events of the current batch, one list a column, with what it takes to make them.
+        Raises:
+            StampError: It can't be read.
+        """
+        try:
+            time_of_day = _HOURS[text[11:14]] + _MINUTES[text[14:17]] + _SECONDS[text[17:19]]
+        except KeyError:
+            stamp = self[text]
+            return stamp.us, stamp.end_us
+        day = text[:11] + text[19:]
+        try:
+            us = self._days[day] + time_of_day
+        except KeyError:
+            us = self._clock.read(text).us
+            # Without an offset, the hours of a day are counted from it only where none changes.
+            if self._clock.mode == "wall" or _OFFSET.search(text, 19):
+                if len(self._days) >= _MAX_STAMPS:
+                    self._days.clear()
+                self._days[day] = us - time_of_day
+        return us, us
+
+
+class EventBatch:
+    """Events of the current batch, with what it takes to make them.
 
     Args:
         references: Everything the first pass has indexed, already settled.
@@ -60,23 +109,15 @@ class EventColumns:
     def __init__(self, references: ReferenceIndex, clock: Clock, delay: CodingDelay) -> None:
         """Start with no events."""
         self.references = references
+        self.subjects = references.subjects  # by every spelling met so far: the hot path asks here
+        self.stays = references.stays
         self.stamps = StampCache(clock)
         self.delay = delay
         self.descriptions: dict[str, str] = {}
         self.measurement_codes: dict[tuple[str, str, str, str], tuple[str, bool]] = {}
         self.counts: Counter[str] = Counter()  # facts for the summary's notes
         self.n_taken = 0  # events handed over by `take` so far
-        self.subject: list[int] = []
-        self.time: list[int | None] = []
-        self.code: list[str] = []
-        self.value: list[float | None] = []
-        self.text: list[str | None] = []
-        self.available: list[int | None] = []
-        self.encounter: list[int | None] = []
-
-    def __len__(self) -> int:
-        """Events collected since the last `take`."""
-        return len(self.code)
+        self.rows: list[Event] = []
 
     def add(
         self,
@@ -90,13 +131,9 @@ class EventColumns:
         description: str = "",
     ) -> None:
         """Append one event; times in microseconds on the data set's clock."""
-        self.subject.append(subject)
-        self.time.append(time)
-        self.code.append(code)
-        self.value.append(value)
-        self.text.append(text)
-        self.available.append(time if available is None else available)
-        self.encounter.append(None if stay is None else stay.encounter_id)
+        known = time if available is None else available
+        encounter = None if stay is None else stay.encounter_id
+        self.rows.append((subject, time, code, value, text, known, encounter))
         if description and code not in self.descriptions:
             self.descriptions[code] = description
 
@@ -108,7 +145,9 @@ class EventColumns:
         """
         if reference is None or not reference.reference:
             raise UnusableError("no_subject")
-        subject = self.references.subject(reference.reference)
+        subject = self.subjects.get(reference.reference)
+        if subject is None:
+            subject = self.references.subject(reference.reference)
         if subject is None:
             raise UnusableError("unknown_patient")
         return subject
@@ -117,7 +156,9 @@ class EventColumns:
         """Encounter behind a reference; one that leads nowhere is counted."""
         if reference is None or not reference.reference:
             return None
-        stay = self.references.stay(reference.reference)
+        stay = self.stays.get(reference.reference)
+        if stay is None:
+            stay = self.references.stay(reference.reference)
         if stay is None:
             self.counts["unresolved_encounters"] += 1
         return stay
@@ -131,39 +172,30 @@ class EventColumns:
             StampError: A stamp can't be read.
         """
         if instant:
-            stamp = self.stamps[instant]
-            return stamp.us, stamp.end_us
+            return self.stamps.interval(instant)
         if period is None:
             return None
         start, end = period.start, period.end
         if not start:
             return self.moment(end)
-        first = self.stamps[start]
-        return first.us, max(first.end_us, self.stamps[end].end_us) if end else first.end_us
+        first = self.stamps.interval(start)
+        return (first[0], max(first[1], self.stamps.interval(end)[1])) if end else first
 
     def take(self) -> pl.DataFrame:
-        """The collected events as a frame for `EventWriter.add`; the columns start anew.
-
-        Times come as microseconds.
-        """
-        self.n_taken += len(self.code)
-        moment = pl.Datetime("us")
+        """The collected events as a frame for `EventWriter.add`; collecting starts anew."""
+        self.n_taken += len(self.rows)
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(_COLUMNS)
         frame = pl.DataFrame(
             [
-                pl.Series(schema.SUBJECT_ID, self.subject, pl.Int64),
-                pl.Series(schema.TIME, self.time, pl.Int64).cast(moment),
-                pl.Series(schema.CODE, self.code, pl.String),
-                pl.Series(schema.NUMERIC_VALUE, self.value, pl.Float64),
-                pl.Series(schema.TEXT_VALUE, self.text, pl.String),
-                pl.Series(schema.AVAILABLE_TIME, self.available, pl.Int64).cast(moment),
-                pl.Series(schema.ENCOUNTER_ID, self.encounter, pl.Int64),
+                pl.Series(name, column, kind)
+                for (name, kind), column in zip(_COLUMNS.items(), columns, strict=True)
             ]
         )
-        for column in (self.subject, self.time, self.code, self.value, self.text):
-            column.clear()
-        self.available.clear()
-        self.encounter.clear()
-        return frame
+        self.rows.clear()
+        moment = pl.Datetime("us")
+        return frame.with_columns(
+            pl.col(schema.TIME).cast(moment), pl.col(schema.AVAILABLE_TIME).cast(moment)
+        )
 
 
 def check_value(value: float) -> float:

@@ -85,14 +85,18 @@ class Block:
     first_line: int
     offset: int
     problem: str = ""
+    _reached: tuple[int, int] = (0, 0)  # last index asked for, and the bytes before it
 
     def line_number(self, index: int) -> int:
         """Line number of `lines[index]`."""
         return self.first_line + index
 
     def line_offset(self, index: int) -> int:
-        """Byte offset of `lines[index]`."""
-        return self.offset + sum(len(line) + 1 for line in self.lines[:index])
+        """Byte offset of `lines[index]`; asking in ascending order costs one walk in all."""
+        start, before = self._reached if index >= self._reached[0] else (0, 0)
+        before += sum(len(line) + 1 for line in self.lines[start:index])
+        self._reached = index, before
+        return self.offset + before
 
 
 def find_files(src: str | Path) -> Found:
@@ -241,7 +245,16 @@ def _split_lines(file: SourceFile, chunks: Iterator[bytes]) -> Iterator[Block]:
 
 
 def _read_chunks(file: SourceFile, read: ByteCount) -> Iterator[bytes]:
-    descriptor = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(file.path, flags)
+    except OSError as error:
+        raise InputError(
+            "the file can't be opened",
+            code="unreadable_file",
+            place=file.name,
+            remedy="Check its permissions and that it is still there.",
+        ) from error
     with open(descriptor, "rb", buffering=0) as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise InputError(

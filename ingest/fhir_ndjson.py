@@ -27,7 +27,7 @@ from tsfm.clock import Clock, CodingDelay, StampError, from_us
 from tsfm.errors import FormatError, InputError
 from tsfm.event_table import EventWriter
 from tsfm.ingest import fhir_clinical, fhir_drugs, fhir_observations, fhir_stays
-from tsfm.ingest.fhir_events import IGNORED, EventColumns, UnusableError
+from tsfm.ingest.fhir_events import IGNORED, EventBatch, UnusableError
 from tsfm.ingest.fhir_files import ByteCount, Found, find_files
 from tsfm.ingest.fhir_survey import (
     COPY,
@@ -42,7 +42,7 @@ from tsfm.ingest.fhir_survey import (
 from tsfm.ingest.provenance import IngestSummary, dataset_facts, source_name
 from tsfm.ingest.quarantine import Quarantine
 
-_MAPPINGS: dict[str, Callable[[Any, EventColumns], str]] = {
+_MAPPINGS: dict[str, Callable[[Any, EventBatch], str]] = {
     "Patient": fhir_stays.add_patient,
     "Encounter": fhir_stays.add_encounter,
     "Location": fhir_stays.skip_location,
@@ -118,7 +118,7 @@ def ingest_fhir(
             mode = ("wall" if is_mimic else "utc") if clock == "auto" else clock
             reader = Clock.create(mode, time_zone)
             survey.references.settle(reader)
-            events = EventColumns(survey.references, reader, CodingDelay(coding_delay_hours))
+            events = EventBatch(survey.references, reader, CodingDelay(coding_delay_hours))
             with _Bar(found, "writing events", progress) as bar:
                 used, ignored, latest_us = _write_events(survey, events, writer, bar)
         finally:
@@ -184,7 +184,7 @@ def _check_arguments(
 
 
 def _write_events(
-    survey: Survey, events: EventColumns, writer: EventWriter, bar: _Bar
+    survey: Survey, events: EventBatch, writer: EventWriter, bar: _Bar
 ) -> tuple[Counter[str], Counter[str], int | None]:
     """Second pass: rows used and ignored by type, and the latest time of knowing up to today."""
     table = [
@@ -214,7 +214,7 @@ def _write_events(
             ignored[kind] += 1
         else:
             quarantine_row(survey.quarantine, outcome, raw, block, index, kind)
-        if len(events.code) >= _BATCH_EVENTS:
+        if len(events.rows) >= _BATCH_EVENTS:
             latest = _flush(events, writer, latest)
     latest = _flush(events, writer, latest)
     counts = Counter({name: n for (name, _, _), n in zip(table, used, strict=True) if n})
@@ -223,7 +223,7 @@ def _write_events(
     return counts, ignored, latest
 
 
-def _flush(events: EventColumns, writer: EventWriter, latest: int | None) -> int | None:
+def _flush(events: EventBatch, writer: EventWriter, latest: int | None) -> int | None:
     frame = events.take()
     writer.add(frame)
     now = datetime.now(UTC).replace(tzinfo=None)
@@ -272,7 +272,7 @@ def _data_as_of(survey: Survey, clock: Clock, latest_us: int | None, is_mimic: b
 
 
 def _notes(
-    found: Found, survey: Survey, events: EventColumns, mode: str, as_of: str | None
+    found: Found, survey: Survey, events: EventBatch, mode: str, as_of: str | None
 ) -> list[str]:
     words = "the wall clock as written" if mode == "wall" else "UTC"
     notes = [f"times are on {words}; data as of {as_of or 'an unknown date'}"]

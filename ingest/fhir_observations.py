@@ -22,7 +22,7 @@ from tsfm.ingest.fhir_codes import (
     is_mimic,
     system_name,
 )
-from tsfm.ingest.fhir_events import EventColumns, UnusableError, check_value
+from tsfm.ingest.fhir_events import EventBatch, UnusableError, check_value
 from tsfm.ingest.fhir_fields import NO_RAW, Coding, Component, Concept, Meta, Observation
 from tsfm.ingest.fhir_references import Stay
 
@@ -50,13 +50,13 @@ _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?")
 _MAX_CODES = 200_000
 
 
-def add_observation(row: Observation, events: EventColumns) -> str:
+def add_observation(row: Observation, events: EventBatch) -> str:
     """Add one event for the value and for each component's value."""
     if row.status == "entered-in-error":
         return "entered_in_error"
     subject = events.subject_of(row.subject)
     time, available = _times(row, events)
-    stay = events.stay_of(row.encounter)
+    stay = events.stay_of(row.encounter) if row.encounter is not None else None
     prefix = _category(row.category)
     if not row.component:
         return _add_part(row, row, prefix, subject, time, available, stay, events)
@@ -71,24 +71,27 @@ def add_observation(row: Observation, events: EventColumns) -> str:
     return next((problem for problem in problems if problem != "no_value"), "")
 
 
-def _times(row: Observation, events: EventColumns) -> tuple[int, int]:
+def _times(row: Observation, events: EventBatch) -> tuple[int, int]:
     """Microseconds at which it was so and at which it could be known."""
-    moment = events.moment(row.effective_date_time or row.effective_instant, row.effective_period)
-    if moment is None and row.specimen is not None:
-        collected = events.references.collection_time(row.specimen.reference)
-        moment = events.moment(collected)
+    stamps = events.stamps
+    if row.effective_date_time:
+        moment = stamps.interval(row.effective_date_time)
+    else:
+        moment = events.moment(row.effective_instant, row.effective_period)
+        if moment is None and row.specimen is not None:
+            moment = events.moment(events.references.collection_time(row.specimen.reference))
     if not row.issued:
         if moment is None:
             raise UnusableError("no_time")
         events.counts["no_release_time"] += 1
         return moment
-    issued = events.stamps[row.issued]
+    issued = stamps.interval(row.issued)
     if moment is None:
-        return issued.us, issued.end_us
-    if issued.us < moment[0]:  # released before it was so: the clock of one of them is wrong
+        return issued
+    if issued[0] < moment[0]:  # released before it was so: the clock of one of them is wrong
         events.counts["released_before_time"] += 1
         return moment
-    return moment[0], issued.end_us
+    return moment[0], issued[1]
 
 
 def _category(categories: list[Concept]) -> str:
@@ -108,7 +111,7 @@ def _add_part(
     time: int,
     available: int,
     stay: Stay | None,
-    events: EventColumns,
+    events: EventBatch,
 ) -> str:
     concept = part.code
     if concept is None:
@@ -162,7 +165,7 @@ def _add_part(
 
 
 def _measurement_code(
-    prefix: str, concept: Concept, coding: Coding | None, unit: str, events: EventColumns
+    prefix: str, concept: Concept, coding: Coding | None, unit: str, events: EventBatch
 ) -> tuple[str, bool] | None:
     """Code string of a measurement, and whether its value must be converted."""
     if len(events.measurement_codes) >= _MAX_CODES:
@@ -193,7 +196,7 @@ def _add_answer(
     time: int,
     available: int,
     stay: Stay | None,
-    events: EventColumns,
+    events: EventBatch,
 ) -> str:
     """Add a coded answer: its code is part of the event's code, its words are the text."""
     found = code_parts(concept, LOINC)

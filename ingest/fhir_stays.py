@@ -11,7 +11,7 @@ from __future__ import annotations
 from tsfm import codes
 from tsfm.clock import StampError
 from tsfm.ingest.fhir_codes import first_code
-from tsfm.ingest.fhir_events import IGNORED, EventColumns
+from tsfm.ingest.fhir_events import IGNORED, EventBatch
 from tsfm.ingest.fhir_fields import Encounter, Extension, Location, Medication, Patient
 from tsfm.ingest.fhir_references import (
     EMERGENCY,
@@ -28,7 +28,7 @@ _RACE = "us-core-race"
 TRANSFER, SERVICE, ENCOUNTER = "TRANSFER_TO", "SERVICE", "ENCOUNTER"
 
 
-def add_patient(row: Patient, events: EventColumns) -> str:
+def add_patient(row: Patient, events: EventBatch) -> str:
     """Add who the patient is, birth and death."""
     subject = events.references.subjects[f"Patient/{row.id}"]
     sex = _SEXES.get(row.gender, row.gender.upper())
@@ -70,7 +70,7 @@ def _race(extensions: list[Extension]) -> str:
     return ""
 
 
-def add_encounter(row: Encounter, events: EventColumns) -> str:
+def add_encounter(row: Encounter, events: EventBatch) -> str:
     """Add admission and discharge, arrival and departure, or a visit."""
     if row.status == "entered-in-error":
         return "entered_in_error"
@@ -93,7 +93,7 @@ def add_encounter(row: Encounter, events: EventColumns) -> str:
 
 
 def _add_bounds(
-    row: Encounter, class_code: str, subject: int, stay: Stay, events: EventColumns
+    row: Encounter, class_code: str, subject: int, stay: Stay, events: EventBatch
 ) -> None:
     assert stay.start is not None
     end_code = ""
@@ -106,11 +106,10 @@ def _add_bounds(
     elif stay.kind == EMERGENCY:
         start_code, end_code = codes.ED_ARRIVAL, codes.ED_DEPARTURE
     elif stay.kind == INTENSIVE:
-        unit = _ward(row, events)
-        start_code = codes.join(codes.ICU_ADMISSION, unit)
-        end_code = codes.join(codes.ICU_DISCHARGE, unit)
+        start_code = codes.join(codes.ICU_ADMISSION, _ward(row, 0, events))
+        end_code = codes.join(codes.ICU_DISCHARGE, _ward(row, -1, events))
     elif stay.kind == WARD:
-        start_code = codes.join(TRANSFER, _ward(row, events))
+        start_code = codes.join(TRANSFER, _ward(row, 0, events))
     else:
         name = codes.OUTPATIENT if stay.kind == OUTPATIENT else ENCOUNTER
         start_code = codes.join(name, class_code)
@@ -119,11 +118,11 @@ def _add_bounds(
         events.add(subject, end_code, stay.end.end_us, None, stay)
 
 
-def _ward(row: Encounter, events: EventColumns) -> str | None:
-    return events.references.ward_name(row.location[0].location) if row.location else None
+def _ward(row: Encounter, index: int, events: EventBatch) -> str | None:
+    return events.references.ward_name(row.location[index].location) if row.location else None
 
 
-def _add_transfers(row: Encounter, subject: int, stay: Stay, events: EventColumns) -> str:
+def _add_transfers(row: Encounter, subject: int, stay: Stay, events: EventBatch) -> str:
     problem = ""
     for place in row.location:
         if place.period is None or not place.period.start:
@@ -138,11 +137,11 @@ def _add_transfers(row: Encounter, subject: int, stay: Stay, events: EventColumn
     return problem
 
 
-def skip_location(row: Location, events: EventColumns) -> str:
+def skip_location(row: Location, events: EventBatch) -> str:
     """A ward is no event of a patient; its name is already in the references."""
     return IGNORED
 
 
-def keep_medication(row: Medication, events: EventColumns) -> str:
+def keep_medication(row: Medication, events: EventBatch) -> str:
     """A medication is used through the orders and doses that refer to it."""
     return ""

@@ -121,6 +121,9 @@ class Survey:
                     else:
                         self._mark(_NOTHING)
                 advance()
+        for name, mark in _MARKS.items():
+            self.read[name] += self._ledger.count(mark)
+        self.read = +self.read
         self._drop_copies()
 
     def rows(self, read: ByteCount, advance: Callable[[], None]) -> Iterator[Row]:
@@ -188,12 +191,12 @@ class Survey:
         if mark is None:
             self._note_other(kind, raw, block, index, depth)
             return
-        id = head.id or id_of_address(full_url)
+        id = head.id or (id_of_address(full_url) if full_url else "")
         if not id:
             self._set_aside("no_id", raw, block, index, kind)
             return
-        self.read[kind] += 1
-        self._mark(mark, hash((kind, id)))
+        self._ledger.append(mark)
+        self._keys.append(hash((kind, id)))
         if kind in self._keepers:
             self._keep(kind, id, raw)
             if full_url:
@@ -332,7 +335,10 @@ def _do_nothing() -> None:
 
 
 def _check_unchanged(file: SourceFile) -> None:
-    status = os.stat(file.path)
+    try:
+        status = os.stat(file.path)
+    except OSError as error:
+        raise _changed(file) from error
     if (status.st_size, status.st_mtime_ns) != (file.size, file.modified_ns):
         raise _changed(file)
 

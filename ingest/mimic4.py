@@ -80,6 +80,8 @@ def ingest_mimic4(
     files, unknown = _find_tables(Path(src))
     summary = IngestSummary("mimic4")
     with EventWriter(out, n_shards=n_shards) as writer:
+        for stale in (Path(out) / "quarantine").glob("*.ndjson"):
+            stale.unlink()  # of a run that failed
         quarantine = Quarantine(out)
         try:
             run = _Run(files, TableEvents(writer, quarantine, summary), summary, block_bytes)
@@ -120,7 +122,7 @@ def _find_tables(src: Path) -> tuple[dict[str, Path], list[str]]:
         raise InputError(
             "no such folder", code="missing_source", place=str(src), remedy="Check the path."
         )
-    known = {name for name in _all_names()}
+    known = set(_all_names())
     files: dict[str, Path] = {}
     unknown: list[str] = []
     folders = [f for f in sorted(src.iterdir()) if f.is_dir() and f.name.lower() in FOLDERS]

@@ -72,7 +72,8 @@ def ed_stays() -> SourceTable:
 
 def icu_tables() -> tuple[SourceTable, ...]:
     """Tables of `icu/` that are read chunk by chunk, in their order."""
-    item, stored = pl.col("itemid"), pl.col("storetime")
+    item = pl.col("itemid")
+    stored = pl.max_horizontal("charttime", "storetime")
     start_known = pl.max_horizontal("starttime", pl.min_horizontal("endtime", "storetime"))
     end_known = pl.max_horizontal("endtime", "storetime")
     at_charting = {"storetime": "available at charttime"}

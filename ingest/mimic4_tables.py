@@ -4,8 +4,9 @@
 Codes and times are those of the official MEDS conversion (MIMIC_IV_MEDS) wherever it has one. Ours
 differs on purpose in these points:
 
-* every event says when it could be known: results at their `storetime`, billing codes a coding
-  delay after the discharge, facts of a bare date at the end of that day;
+* every event says when it could be known: results at their `storetime` (never before they were
+  measured), billing codes a coding delay after the discharge, facts of a bare date at the end of
+  that day;
 * a death without an hour stands at the end of its day, not at its start;
 * a blood pressure `120/80` of `omr` becomes two values, and `omr` values are numbers;
 * runs of blanks within a name become one, and a part of a code is cut at 120 characters;
@@ -163,7 +164,7 @@ def lab_results(name: str) -> SourceTable:
             EventRule(
                 code_of(codes.LAB, pl.col("itemid"), pl.col("valueuom")),
                 "charttime",
-                pl.col("storetime"),
+                pl.max_horizontal("charttime", "storetime"),
                 measured("value", "valuenum"),
                 not_a_number("value"),
             ),
@@ -179,7 +180,8 @@ def icd(kind: str) -> pl.Expr:
 
 def _billing(delay: timedelta) -> tuple[SourceTable, ...]:
     billed = pl.col(STAY_END) + delay
-    billed_or_late = pl.coalesce(billed, end_of_day("chartdate") + delay)
+    # A date may lie outside the stay: coders can't know of what has not happened yet.
+    billed_later = pl.max_horizontal(STAY_END, "chartdate") + delay
     drg_code = pl.col("drg_code").str.strip_chars_start("0")  # as the official conversion has it
     drg = code_of("DRG", pl.col("drg_type"), drg_code, pl.col("description"))
     hcpcs = code_of("HCPCS", pl.col("short_description"))
@@ -200,7 +202,7 @@ def _billing(delay: timedelta) -> tuple[SourceTable, ...]:
             needs=("icd_code",),
             dated_by=("chartdate",),
             stay="hospital",
-            rules=(EventRule(icd(codes.PROCEDURE), "chartdate", billed_or_late),),
+            rules=(EventRule(icd(codes.PROCEDURE), "chartdate", billed_later),),
         ),
         SourceTable(
             "hosp/drgcodes",
@@ -216,7 +218,7 @@ def _billing(delay: timedelta) -> tuple[SourceTable, ...]:
             texts=("short_description",),
             dated_by=("chartdate",),
             stay="hospital",
-            rules=(EventRule(hcpcs, "chartdate", billed_or_late),),
+            rules=(EventRule(hcpcs, "chartdate", billed_later),),
         ),
     )
 
@@ -244,9 +246,8 @@ def _wards() -> tuple[SourceTable, ...]:
 
 def _results(delay: timedelta) -> tuple[SourceTable, ...]:
     specimen = ("micro_specimen_id", "test_itemid")
-    filed = pl.coalesce(
-        pl.col("storetime"), end_of_day("storedate"), pl.col(DATED).dt.truncate("1d") + delay
-    )
+    stored = pl.coalesce(pl.col("storetime"), end_of_day("storedate"), pl.col(DATED) + delay)
+    filed = pl.max_horizontal(DATED, stored)
     resistance = code_of(
         "MICROBIOLOGY_SUSCEPTIBILITY", pl.col("ab_itemid"), pl.col("interpretation")
     )
@@ -362,7 +363,7 @@ def _medication() -> tuple[SourceTable, ...]:
                 EventRule(
                     code_of(codes.MEDICATION, name, pl.col("event_txt")),
                     "charttime",
-                    pl.col("storetime"),
+                    pl.max_horizontal("charttime", "storetime"),
                 ),
             ),
         ),

@@ -120,10 +120,12 @@ def measured(value: str, parsed: str) -> pl.Expr:
 
 def dose_text(dose: str, unit: str) -> pl.Expr:
     """The unit of a dose that is a number, since its code does not say it; else dose and unit."""
+    both = pl.concat_str([pl.col(dose), pl.col(unit)], separator=" ", ignore_nulls=True)
     return (
         pl.when(plain_number(dose).is_not_null())
         .then(pl.col(unit))
-        .otherwise(pl.concat_str([pl.col(dose), pl.col(unit)], separator=" ", ignore_nulls=True))
+        .when(has(dose) | has(unit))
+        .then(both)
     )
 
 

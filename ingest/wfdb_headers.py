@@ -19,6 +19,7 @@ import re
 import stat
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
 MAX_HEADER_BYTES = 2**20
@@ -223,20 +224,14 @@ def check_signal_files(header: RecordHeader, folder: Path, root: Path) -> int:
     """
     if "::" in str(folder):  # a file-system chain to the package that opens the signal files
         raise RecordError("unsafe_file_name")
+    blocks = [list(block) for _, block in groupby(header.signals, key=lambda line: line.file)]
+    if len({block[0].file for block in blocks}) < len(blocks):
+        raise RecordError("bad_header")
     n_frames = header.n_frames
-    previous = ""
-    seen: set[str] = set()
-    for line in header.signals:
-        if line.file == previous:
-            continue
-        if line.file in seen:
+    for block in blocks:
+        if len({(line.format, line.byte_offset) for line in block}) > 1:
             raise RecordError("bad_header")
-        previous = line.file
-        seen.add(line.file)
-        block = [other for other in header.signals if other.file == line.file]
-        if any((b.format, b.byte_offset) != (line.format, line.byte_offset) for b in block):
-            raise RecordError("bad_header")
-        path = find_regular_file(folder / line.file, root, missing="missing_signal_file")
+        path = find_regular_file(folder / block[0].file, root, missing="missing_signal_file")
         n_frames = _check_block(block, path, n_frames)
     if not n_frames:
         raise RecordError("no_samples")

@@ -223,7 +223,7 @@ def _check_share(summary: IngestSummary, max_quarantined: float, *, place: str) 
             f"{n_quarantined} of {n_records} records can't be used: {reasons}",
             code="too_many_quarantined",
             place=place,
-            remedy="See quarantine/ in the output folder, or allow more with --max-quarantined.",
+            remedy="See quarantine/ in the output folder, or raise max_quarantined.",
         )
     if n_used == 0:
         raise FormatError(

@@ -26,7 +26,7 @@ from tsfm.errors import FormatError, InputError
 from tsfm.ingest.fhir_fields import stable_id
 from tsfm.ingest.wfdb_headers import RecordError
 
-_INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")
+_INTEGER = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Origins:
         return Origin(subject_id, row["subject"], encounter_id, start, latest)
 
     def _subject(self, source_id: str) -> int:
-        number = int(source_id) if _INTEGER.fullmatch(source_id) else None
+        number = _as_integer(source_id)
         if not self.merging:
             return stable_id(source_id) if number is None else number
         if source_id in self._by_source:
@@ -122,7 +122,7 @@ class Origins:
     def _encounter(self, source_id: str) -> int | None:
         if not source_id:
             return None
-        number = int(source_id) if _INTEGER.fullmatch(source_id) else None
+        number = _as_integer(source_id)
         if not self.merging:
             return stable_id(source_id) if number is None else number
         for candidate in (stable_id(source_id), number):
@@ -152,6 +152,12 @@ class Origins:
 def add_seconds(moment: datetime, seconds: float) -> datetime:
     """Moment some seconds later, rounded up to a microsecond: no record is known before its end."""
     return moment + timedelta(microseconds=-int(-seconds * 1_000_000 // 1))
+
+
+def _as_integer(text: str) -> int | None:
+    """The number that a text is the one spelling of, if it is a 63-bit one."""
+    number = int(text) if _INTEGER.fullmatch(text) else None
+    return number if number is not None and number < 2**63 else None
 
 
 def _read_rows(path: Path) -> Mapping[str, dict[str, str]]:

@@ -135,7 +135,6 @@ def load_model(path: str | Path) -> ModelDirectory:
     folder = Path(path)
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(
             "no model directory",
@@ -154,6 +153,7 @@ def load_model(path: str | Path) -> ModelDirectory:
             place=str(folder),
             remedy="Restore the model directory as it was written.",
         )
+    config = json.loads((folder / "config.json").read_text())
     vocabulary, scale = load_vocabulary(folder / VOCABULARY_DIR)
     if config.get("model_type") not in MODEL_TYPES or config.get("format_version") != 1:
         raise ModelMismatch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,59 @@ def data_dir() -> Callable[[str], Path]:
 def repository() -> Path:
     """Root of the checkout."""
     return REPOSITORY
+
+
+@dataclass(frozen=True)
+class TinyHospital:
+    """A simulated hospital taken the whole way once, for tests to look at."""
+
+    source: Path
+    events: Path
+    tokens: Path
+    labels: Path
+    pretrained: Path
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_hospital(tmp_path_factory: pytest.TempPathFactory) -> TinyHospital:
+    """Simulate, ingest, tokenize, label, pretrain and fine-tune 120 patients."""
+    import polars as pl
+
+    from tsfm.event_table import read_table
+    from tsfm.ingest.fhir_ndjson import ingest_fhir
+    from tsfm.models.mamba import MambaConfig
+    from tsfm.simulation.hospital import simulate_hospital
+    from tsfm.tasks.registry import write_labels
+    from tsfm.tokens.token_store import build_token_store
+    from tsfm.training.finetune import FinetuneConfig, finetune
+    from tsfm.training.loop import TrainConfig
+    from tsfm.training.pretrain import pretrain
+
+    root = tmp_path_factory.mktemp("hospital")
+    paths = TinyHospital(
+        source=root / "source",
+        events=root / "events",
+        tokens=root / "tokens",
+        labels=root / "labels",
+        pretrained=root / "pretrained",
+        model=root / "model",
+    )
+    simulate_hospital(paths.source, n_patients=120, seed=3, waveform_fraction=0.02)
+    ingest_fhir(paths.source / "fhir", paths.events, n_shards=2)
+    build_token_store(paths.events, paths.tokens)
+    write_labels(paths.events, "readmission_30d", paths.labels)
+    backbone = MambaConfig(d_model=16, n_layers=1, d_state=4)
+    train = TrainConfig(epochs=1, max_tokens=4096)
+    pretrain(paths.tokens, paths.pretrained, backbone=backbone, config=train)
+    cohort = pl.from_arrow(read_table(paths.labels / "readmission_30d" / "cohort.parquet"))
+    assert isinstance(cohort, pl.DataFrame)
+    finetune(
+        paths.pretrained,
+        paths.tokens,
+        cohort,
+        "readmission_30d",
+        paths.model,
+        config=FinetuneConfig(train=train),
+    )
+    return paths

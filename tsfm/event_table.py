@@ -11,23 +11,24 @@ what happens in the stay, a death last), then the order of the source.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tsfm import codes, schema, splits
-from tsfm.errors import FormatError, InputError, IntegrityError
+from tsfm.checked_parquet import read_table as read_table
+from tsfm.checked_parquet import write_table as write_table
+from tsfm.dataset_metadata import dataset_facts as dataset_facts
+from tsfm.dataset_metadata import subject_ids as subject_ids
+from tsfm.dataset_metadata import subject_splits as subject_splits
+from tsfm.dataset_metadata import write_metadata as write_metadata
+from tsfm.errors import FormatError, InputError
 
 POLARS_EVENTS: dict[str, Any] = {
     schema.SUBJECT_ID: pl.Int64,
@@ -188,44 +189,6 @@ def sort_events(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write parquet atomically and with page checksums."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-    os.replace(temporary, path)
-
-
-def read_table(path: str | Path, *, columns: list[str] | None = None) -> pa.Table:
-    """Read parquet, verifying its page checksums.
-
-    Raises:
-        FormatError: Not a parquet file.
-        IntegrityError: A page differs from what was written.
-    """
-    place = Path(path).name
-    try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
-    except FileNotFoundError:
-        raise InputError(
-            "no such table", code="missing_table", place=str(path), remedy="Check the folder."
-        ) from None
-    except OSError as error:
-        raise IntegrityError(
-            "the file's bytes differ from what was written",
-            code="checksum_mismatch",
-            place=place,
-            remedy="Restore it from its source or write it anew.",
-        ) from error
-    except pa.ArrowInvalid as error:
-        raise FormatError(
-            "not a readable parquet table",
-            code="bad_parquet",
-            place=place,
-            remedy="Restore it from its source or write it anew.",
-        ) from error
-
-
 def write_events(events: pl.DataFrame, path: Path) -> None:
     """Write one sorted shard, checking types and order first."""
     table = schema.align(events.to_arrow(), schema.EVENTS, place=path.name)
@@ -279,82 +242,6 @@ def in_order_of_knowing(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def subject_ids(root: str | Path) -> dict[int, str]:
-    """Subject id to the id in the source system; empty where the source gave none."""
-    path = schema.metadata_dir(root) / "subject_ids.parquet"
-    if not path.exists():
-        return {}
-    table = read_table(path)
-    return dict(
-        zip(table[schema.SUBJECT_ID].to_pylist(), table["source_id"].to_pylist(), strict=True)
-    )
-
-
-def subject_splits(root: str | Path) -> dict[int, str]:
-    """Subject id to split, from `metadata/subject_splits.parquet`."""
-    table = read_table(schema.metadata_dir(root) / "subject_splits.parquet")
-    return dict(zip(table[schema.SUBJECT_ID].to_pylist(), table["split"].to_pylist(), strict=True))
-
-
-def dataset_facts(root: str | Path) -> dict[str, Any]:
-    """Contents of `metadata/dataset.json`."""
-    path = schema.metadata_dir(root) / "dataset.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_metadata(
-    root: str | Path,
-    *,
-    code_counts: Mapping[str, int],
-    descriptions: Mapping[str, str],
-    subject_splits: Mapping[int, str],
-    subject_ids: Mapping[int, str],
-    dataset: Mapping[str, Any],
-) -> None:
-    """Write `metadata/` as MEDS asks, plus the map back to the source's subject ids."""
-    folder = schema.metadata_dir(root)
-    names = sorted(code_counts)
-    write_table(
-        pa.table(
-            {
-                schema.CODE: names,
-                "description": [descriptions.get(name) for name in names],
-                "parent_codes": [list(codes.parents(name))[:1] for name in names],
-                "n_events": [code_counts[name] for name in names],
-            },
-            schema=schema.CODE_METADATA,
-        ),
-        folder / "codes.parquet",
-    )
-    write_table(
-        pa.table(
-            {
-                schema.SUBJECT_ID: list(subject_splits),
-                "split": list(subject_splits.values()),
-            },
-            schema=schema.SUBJECT_SPLITS,
-        ),
-        folder / "subject_splits.parquet",
-    )
-    if subject_ids:
-        write_table(
-            pa.table(
-                {schema.SUBJECT_ID: list(subject_ids), "source_id": list(subject_ids.values())},
-                schema=schema.SUBJECT_IDS,
-            ),
-            folder / "subject_ids.parquet",
-        )
-    facts = {
-        "meds_version": schema.MEDS_VERSION,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "raw_source_id_columns": [schema.ENCOUNTER_ID],
-        "additional_value_modality_columns": [schema.SIGNAL_ID],
-        "other_extension_columns": [schema.AVAILABLE_TIME],
-        **dataset,
-    }
-    (folder / "dataset.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
-
-
 def append_events(
     root: str | Path, events: pl.DataFrame, *, descriptions: Mapping[str, str] | None = None
 ) -> EventTableInfo:
@@ -372,7 +259,7 @@ def append_events(
     subjects: set[int] = set()
     for path in paths:
         shard = read_events(path)
-        here = left.filter(pl.col(schema.SUBJECT_ID).is_in(shard[schema.SUBJECT_ID].unique()))
+        here = left.filter(pl.col(schema.SUBJECT_ID).is_in(shard[schema.SUBJECT_ID].implode()))
         left = left.join(here, on=schema.SUBJECT_ID, how="anti")
         if path == paths[-1]:
             here = pl.concat([here, left])

@@ -88,6 +88,9 @@ def test_a_death_belongs_to_the_stay_it_falls_in(events_of):
     assert died(day(3), "UNK")
     assert not died(day(3), "HOME")
     assert not died(day(3, 23), "UNK")
+    end_of_day = day(4) - timedelta(microseconds=1)
+    assert died(end_of_day, "UNK")
+    assert not died(end_of_day, "HOME")
 
 
 def test_an_open_last_stay_ends_with_death(events_of):

@@ -174,7 +174,7 @@ def precision_recall_plot(models: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> 
     small = {"va": "top", "color": GREY, "size": FONT_SIZE - 1}
     write_at(axes, f"base rate {rate:.1%}", (0.01, rate), (0, -4), **small)
     axes.set_xlim(-0.01, 1.01)
-    axes.set_ylim(0, min(1.02, top * 1.1))
+    axes.set_ylim(0, min(1.02, max(top * 1.1, 0.1)))
     axes.set_box_aspect(1)
     axes.set_xlabel("Sensitivity")
     axes.set_ylabel("Positive predictive value")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tsfm import event_table, schema
 from tsfm.batches.dataset import CohortIndex, batches_of
 from tsfm.evaluation.calibration import LogisticLine, recalibrate
+from tsfm.kernels.heap import keep_freed_memory
 from tsfm.models.checkpoint import ModelDirectory
 from tsfm.tasks.cohorts import Followup, Task, follow_up_of
 from tsfm.tasks.registry import labels_of, task_named
@@ -79,6 +80,7 @@ def score_events(
     Raises:
         ModelMismatch: The model was not fine-tuned for the task.
     """
+    keep_freed_memory()
     task = task_named(task_name)
     model.model.task_head(task.name)
     followup = followup or follow_up_of(root)

@@ -270,9 +270,7 @@ class FhirWriter:
             patient["deceasedDateTime"] = self._stamp(chart.death)
         return patient
 
-    def _encounter(
-        self, chart: Chart, subject: dict[str, str], visit: Encounter
-    ) -> dict[str, Any]:
+    def _encounter(self, chart: Chart, subject: dict[str, str], visit: Encounter) -> dict[str, Any]:
         resource: dict[str, Any] = {
             "resourceType": "Encounter",
             "id": chart.encounter_id(visit.number),

@@ -26,9 +26,9 @@ BIN_EDGES_DAYS = (0.0, 1.0, 3.0, 7.0, 14.0, 30.0, 60.0, 90.0, 180.0, 365.0, math
 HORIZON_DAYS = 30.0
 PLANNED_PER_DAY = 0.08 / 365.25
 
-READMISSION_PER_DAY = 0.00088
+READMISSION_PER_DAY = 0.00089
 READMISSION_SHAPE = (1.3, 1.7, 1.5, 1.25, 1.0, 0.9, 0.85, 0.8, 0.8, 0.75)
-DEATH_PER_DAY = 0.00070
+DEATH_PER_DAY = 0.00072
 DEATH_SHAPE = (1.2, 1.5, 1.4, 1.2, 1.0, 0.8, 0.65, 0.5, 0.4, 0.35)
 
 READMISSION, DEATH = "readmission", "death"
@@ -94,28 +94,28 @@ def readmission_terms(facts: Covariates) -> dict[str, float]:
     bnp = _bend(_log(facts.bnp), 6.7, 1.2)
     visits = _saturate(facts.ed_visits)
     return {
-        "age": 0.20 * _bend(facts.age_years, 68.0, 18.0),
-        "heart_failure": 0.30 * facts.heart_failure,
-        "copd": 0.30 * facts.copd,
-        "ckd": 0.10 * facts.ckd_grade,
-        "cancer": 0.40 * facts.cancer,
+        "age": 0.15 * _bend(facts.age_years, 68.0, 18.0),
+        "heart_failure": 0.25 * facts.heart_failure,
+        "copd": 0.25 * facts.copd,
+        "ckd": 0.08 * facts.ckd_grade,
+        "cancer": 0.35 * facts.cancer,
         "dementia": 0.10 * facts.dementia,
         "atrial_fibrillation": 0.15 * facts.atrial_fibrillation,
         "diabetes": 0.15 * facts.diabetes,
-        "prior_stays": 0.85 * _saturate(facts.prior_stays),
-        "ed_visits": 0.80 * visits,
-        "ed_visits_dementia": 0.60 * visits * facts.dementia,
-        "haemoglobin": -0.35 * _bend(facts.haemoglobin, 11.5, 2.5),
-        "sodium": -0.30 * _bend(facts.sodium, 137.0, 4.0),
-        "creatinine": 0.20 * _bend(_log(facts.creatinine), 0.25, 0.7),
-        "albumin": -0.30 * _bend(facts.albumin, 3.4, 0.6),
-        "bnp": 0.12 * bnp,
+        "prior_stays": 0.75 * _saturate(facts.prior_stays),
+        "ed_visits": 0.65 * visits,
+        "ed_visits_dementia": 0.55 * visits * facts.dementia,
+        "haemoglobin": -0.30 * _bend(facts.haemoglobin, 11.5, 2.5),
+        "sodium": -0.25 * _bend(facts.sodium, 137.0, 4.0),
+        "creatinine": 0.18 * _bend(_log(facts.creatinine), 0.25, 0.7),
+        "albumin": -0.28 * _bend(facts.albumin, 3.4, 0.6),
+        "bnp": 0.10 * bnp,
         "bnp_heart_failure": 0.40 * bnp * facts.heart_failure,
-        "creatinine_slope": 0.50 * math.tanh(facts.creatinine_slope / 0.12),
-        "weight_slope": 0.50 * math.tanh(facts.weight_slope / 0.45),
-        "furosemide": 1.00 * _saturate(facts.furosemide),
-        "opioids": 1.00 * _saturate(facts.opioids),
-        "antibiotics": 0.90 * _saturate(facts.antibiotics),
+        "creatinine_slope": 0.52 * math.tanh(facts.creatinine_slope / 0.12),
+        "weight_slope": 0.52 * math.tanh(facts.weight_slope / 0.45),
+        "furosemide": 1.20 * _saturate(facts.furosemide),
+        "opioids": 1.20 * _saturate(facts.opioids),
+        "antibiotics": 1.10 * _saturate(facts.antibiotics),
         "intensive_care": 1.00 * facts.intensive_care,
         "elective": -0.40 * facts.elective,
         "stay_hours": 0.25 * _bend(math.log(facts.stay_hours), 4.6, 0.8),

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from tsfm.errors import InputError
 from tsfm.event_table import write_table
-from tsfm.simulation.chart import STAY, Chart
+from tsfm.simulation.chart import HOUR, STAY, Chart
 from tsfm.simulation.course import Course, simulate_course
 from tsfm.simulation.fhir_export import FhirWriter
 from tsfm.simulation.hazards import DEATH, READMISSION, readmission_terms
@@ -201,19 +201,17 @@ def _terms_table(truth: pa.Table, terms: list[dict[str, float]]) -> pa.Table:
 def _write_records(
     folder: Path, rng: np.random.Generator, chart: Chart, export: int, fraction: float
 ) -> list[dict[str, str]]:
-    """Record ECG and PPG in a share of the stays.
+    """Record ECG and PPG early in a share of the stays.
 
     Returns:
         Rows of `records.csv`.
     """
     rows: list[dict[str, str]] = []
     for stay in chart.encounters:
-        if stay.kind != STAY:
+        if stay.kind != STAY or rng.random() >= fraction:
             continue
-        if rng.random() >= fraction:
-            continue
-        time = stay.start + 3600 * 2 + int(rng.random() * 3600 * 10)
-        if time > export:
+        time = stay.start + int((2.0 + 10.0 * rng.random()) * HOUR)
+        if time + RECORD_SECONDS > export:
             continue
         record = f"{chart.patient}-e{stay.number}"
         _write_record(folder, record, rng, chart, stay.number, time)
@@ -221,7 +219,7 @@ def _write_records(
             {
                 "record": record,
                 "subject": chart.patient,
-                "start_time": datetime.fromtimestamp(time, UTC).isoformat().replace("+00:00", "Z"),
+                "start_time": datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "encounter": chart.encounter_id(stay.number),
             }
         )
@@ -231,7 +229,30 @@ def _write_records(
 def _write_record(
     folder: Path, record: str, rng: np.random.Generator, chart: Chart, number: int, time: int
 ) -> None:
-    raise NotImplementedError
+    from tsfm.simulation.waveforms import simulate_beats, simulate_ecg, simulate_ppg, write_record
+
+    charted = [m for m in chart.measurements.get("heart_rate", ()) if m.encounter == number]
+    nearest = min(charted, key=lambda m: abs(m.time - time), default=None)
+    beats = simulate_beats(
+        rng,
+        duration_s=RECORD_SECONDS,
+        heart_rate_bpm=nearest.value if nearest else 80.0,
+        ectopic_fraction=0.04 if "heart_failure" in chart.problems else 0.005,
+        atrial_fibrillation="atrial_fibrillation" in chart.problems,
+    )
+    signals = simulate_ecg(rng, fs_hz=ECG_FS_HZ, duration_s=RECORD_SECONDS, beats=beats)
+    rates = dict.fromkeys(signals, ECG_FS_HZ)
+    signals["PLETH"] = simulate_ppg(
+        rng, fs_hz=PPG_FS_HZ, duration_s=RECORD_SECONDS, beat_times_s=beats.times_s
+    )
+    rates["PLETH"] = PPG_FS_HZ
+    write_record(
+        folder,
+        record,
+        signals,
+        fs_hz=rates,
+        start_time=datetime.fromtimestamp(time, ZONE).replace(tzinfo=None),
+    )
 
 
 def _write_record_index(folder: Path, records: list[dict[str, str]]) -> Path:

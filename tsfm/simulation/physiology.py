@@ -65,10 +65,11 @@ class Physiology:
             4.0 - 0.35 * cancer - 0.006 * max(age_years - 60.0, 0.0) + 0.25 * draw(),
             0.0,
         ]
-        self.spread = [s * (1.6 if failing and j == CONGESTION else 1.0) for j, s in _enumerated()]
+        self.spread = list(_SPREAD)
+        if failing:
+            self.spread[CONGESTION] *= 1.6
         self.state = [
-            level + spread * draw()
-            for level, spread in zip(self.level, self.spread, strict=True)
+            level + spread * draw() for level, spread in zip(self.level, self.spread, strict=True)
         ]
         self.target = list(self.level)
         self._weight_kg = (70.0 if female else 84.0) + 13.0 * draw()
@@ -152,7 +153,3 @@ class Physiology:
             value = min(max(self._pressure - 5.0 * inflamed + 9.0 * z, 70.0), 220.0)
             second = float(round(value * 0.56 + 6.0 + 5.0 * self._rng.standard_normal()))
         return round(value, MEASURES[name].digits), second
-
-
-def _enumerated() -> list[tuple[int, float]]:
-    return list(enumerate(_SPREAD))

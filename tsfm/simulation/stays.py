@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tsfm.simulation.catalogue import OPIOIDS
-from tsfm.simulation.chart import DAY, HOUR, STAY, YEAR, Chart, Encounter, Entry, Place
+from tsfm.simulation.chart import DAY, HOUR, STAY, YEAR, Encounter, Entry, Place
+from tsfm.simulation.patient import Patient
 from tsfm.simulation.physiology import (
     ACUTE_KIDNEY,
     ALBUMIN,
@@ -20,11 +21,9 @@ from tsfm.simulation.physiology import (
     HAEMOGLOBIN,
     INFLAMMATION,
     SODIUM,
-    Physiology,
 )
-from tsfm.simulation.visits import take_measurement
 
-_MIN_STAY = 14 * HOUR
+_MIN_STAY = 14 * HOUR  # the first panel is always back before the discharge
 _MAX_STAY = 60 * DAY
 
 
@@ -119,23 +118,26 @@ _HOME_DRUGS = {
     "diabetes": "metformin",
     "hypertension": "lisinopril",
 }
-_PANEL = {"creatinine": 0.9, "sodium": 0.9, "haemoglobin": 0.8, "potassium": 0.3, "leukocytes": 0.2}
+_PANEL = {
+    "creatinine": 0.9,
+    "sodium": 0.8,
+    "haemoglobin": 0.8,
+    "potassium": 0.2,
+    "leukocytes": 0.2,
+}
 _VITALS = {
-    "heart_rate": 0.8,
-    "blood_pressure": 0.6,
-    "oxygen_saturation": 0.4,
-    "respiratory_rate": 0.25,
-    "temperature": 0.3,
+    "heart_rate": 0.7,
+    "blood_pressure": 0.35,
+    "oxygen_saturation": 0.3,
+    "respiratory_rate": 0.15,
+    "temperature": 0.25,
 }
 
 
 def simulate_stay(
-    rng: np.random.Generator,
-    chart: Chart,
-    body: Physiology,
+    patient: Patient,
     start: int,
     export: int,
-    conditions: frozenset[str],
     *,
     elective: bool,
     through_ed: bool,
@@ -143,19 +145,17 @@ def simulate_stay(
     """Add one stay to the chart, as far as it has gone by the export.
 
     Args:
-        rng: The patient's own generator.
-        chart: Written to.
-        body: Moved forward to the discharge.
+        patient: Moved forward to the discharge.
         start: Admission, seconds since 1970 UTC.
         export: Nothing later is written.
-        conditions: The patient's chronic conditions.
         elective: Planned or emergency admission.
         through_ed: Whether the patient comes from the emergency department.
 
     Returns:
         The stay; its `end` is None while it lasts.
     """
-    reason = _choose_reason(rng, body, conditions, _ELECTIVES if elective else _EMERGENCIES)
+    rng, chart, body, conditions = patient.rng, patient.chart, patient.body, patient.conditions
+    reason = _choose_reason(patient, _ELECTIVES if elective else _EMERGENCIES)
     stay = Encounter(len(chart.encounters), STAY, start, elective=elective)
     stay.admit_source = "emd" if through_ed else ("outp" if elective else "gp")
     chart.encounters.append(stay)
@@ -181,8 +181,8 @@ def simulate_stay(
 
     for name in sorted(conditions - chart.problems.keys()):
         chart.problems[name] = start + int((0.1 + 0.8 * rng.random()) * (end - start))
-    _give_drugs(rng, chart, body, stay.number, reason, start, end, conditions)
-    _observe(rng, chart, body, stay.number, reason, start, end, conditions, intensive)
+    _give_drugs(patient, stay.number, reason, start, end)
+    _observe(patient, stay.number, reason, start, end, intensive=intensive)
     _place(rng, stay, start, end, intensive)
     for name, chance in reason.procedures.items():
         if rng.random() < chance:
@@ -195,23 +195,18 @@ def simulate_stay(
     body.discharge()
     if end <= export:
         stay.end = end
-        stay.disposition = "exp" if dies else _choose_disposition(rng, age_years, conditions)
-        stay.diagnoses = _diagnoses(rng, chart, stay, reason, conditions)
+        stay.disposition = "exp" if dies else _choose_disposition(patient, age_years)
+        stay.diagnoses = _diagnoses(patient, stay, reason)
         if dies:
             chart.death = end
     return stay
 
 
-def _choose_reason(
-    rng: np.random.Generator,
-    body: Physiology,
-    conditions: frozenset[str],
-    reasons: tuple[_Reason, ...],
-) -> _Reason:
-    weights = [r.weight + r.added * (r.condition in conditions) for r in reasons]
+def _choose_reason(patient: Patient, reasons: tuple[_Reason, ...]) -> _Reason:
+    weights = [r.weight + r.added * (r.condition in patient.conditions) for r in reasons]
     if reasons is _EMERGENCIES:
-        weights[0] *= math.exp(0.4 * min(max(body.state[CONGESTION], -1.0), 3.0))
-    left = rng.random() * sum(weights)
+        weights[0] *= math.exp(0.4 * min(max(patient.body.state[CONGESTION], -1.0), 3.0))
+    left = patient.rng.random() * sum(weights)
     for reason, weight in zip(reasons, weights, strict=True):
         left -= weight
         if left < 0.0:
@@ -219,18 +214,10 @@ def _choose_reason(
     return reasons[-1]
 
 
-def _give_drugs(
-    rng: np.random.Generator,
-    chart: Chart,
-    body: Physiology,
-    number: int,
-    reason: _Reason,
-    start: int,
-    end: int,
-    conditions: frozenset[str],
-) -> None:
+def _give_drugs(patient: Patient, number: int, reason: _Reason, start: int, end: int) -> None:
+    rng, chart = patient.rng, patient.chart
     drugs = dict(reason.drugs)
-    if body.state[CONGESTION] > 1.0:
+    if patient.body.state[CONGESTION] > 1.0:
         drugs.setdefault("furosemide", 15.0)
     if not any(drug in OPIOIDS for drug in drugs) and rng.random() < 0.2:
         drugs["oxycodone"] = 12.0
@@ -239,29 +226,22 @@ def _give_drugs(
         chart.orders.append(Entry(drug, time - HOUR // 2, number))
         # Some are still given on the last day, others stopped days before.
         stop = end - HOUR
-        if rng.random() > 0.4:
-            stop -= int(rng.standard_exponential() * 50 * HOUR)
+        if rng.random() > 0.35:
+            stop -= int(rng.standard_exponential() * 60 * HOUR)
         stretch = every_hours * max(1.0, ((end - start) / (6.0 * DAY)) ** 0.7)
         while time < stop:
             chart.administrations.append(Entry(drug, time, number))
             time += int(stretch * HOUR * math.exp(0.25 * rng.standard_normal()))
     for name, drug in _HOME_DRUGS.items():
-        if name in conditions and rng.random() < 0.35:
+        if name in patient.conditions and rng.random() < 0.35:
             chart.orders.append(Entry(drug, end - HOUR - int(3 * HOUR * rng.random()), number))
 
 
 def _observe(
-    rng: np.random.Generator,
-    chart: Chart,
-    body: Physiology,
-    number: int,
-    reason: _Reason,
-    start: int,
-    end: int,
-    conditions: frozenset[str],
-    intensive: bool,
+    patient: Patient, number: int, reason: _Reason, start: int, end: int, *, intensive: bool
 ) -> None:
     """Specimens and vital signs at irregular hours, sparser in longer stays."""
+    rng, body, conditions = patient.rng, patient.body, patient.conditions
     stretch = max(1.0, ((end - start) / (5.0 * DAY)) ** 0.5)
     failing = "heart_failure" in conditions
     times: list[tuple[int, bool]] = []
@@ -295,7 +275,7 @@ def _observe(
             wanted["albumin"] = 0.12
         for name, chance in wanted.items():
             if rng.random() < chance:
-                take_measurement(rng, chart, body, name, time, number)
+                patient.measure(name, time, number)
 
 
 def _place(
@@ -314,9 +294,8 @@ def _place(
     ]
 
 
-def _choose_disposition(
-    rng: np.random.Generator, age_years: float, conditions: frozenset[str]
-) -> str:
+def _choose_disposition(patient: Patient, age_years: float) -> str:
+    rng, conditions = patient.rng, patient.conditions
     share = rng.random()
     if share < 0.016 + 0.03 * ("cancer" in conditions):
         return "hosp"
@@ -332,19 +311,14 @@ def _choose_disposition(
     return "rehab" if share < frail + 0.06 else "home"
 
 
-def _diagnoses(
-    rng: np.random.Generator,
-    chart: Chart,
-    stay: Encounter,
-    reason: _Reason,
-    conditions: frozenset[str],
-) -> list[str]:
+def _diagnoses(patient: Patient, stay: Encounter, reason: _Reason) -> list[str]:
     """Billing codes, the reason first; set by coders after the patient has left."""
+    charted = patient.chart.measurements
     names = [reason.diagnosis]
-    names += [name for name in sorted(conditions) if rng.random() < 0.7]
+    names += [name for name in sorted(patient.conditions) if patient.rng.random() < 0.7]
 
     def values(name: str) -> list[float]:
-        return [m.value for m in chart.measurements.get(name, ()) if m.encounter == stay.number]
+        return [m.value for m in charted.get(name, ()) if m.encounter == stay.number]
 
     if min(values("haemoglobin"), default=99.0) < 9.5:
         names.append("anaemia")

@@ -1,83 +1,85 @@
-"""Visits to the clinic and to the emergency department, and the writing of measurements.
+"""Visits to the clinic and to the emergency department between stays.
 
 Outside the hospital a patient is seen rarely: a few values every few weeks or months.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
-from tsfm.simulation.catalogue import MEASURES
-from tsfm.simulation.chart import ED_VISIT, Chart, Encounter, Measurement
-from tsfm.simulation.physiology import Physiology
+from tsfm.simulation.chart import CLINIC_VISIT, DAY, ED_VISIT, HOUR, YEAR, Encounter
+from tsfm.simulation.patient import Patient
 
 _COMPLAINTS = ("chest_pain", "abdominal_pain", "dyspnoea")
-_ED_MEASURES = {"heart_rate": 1.0, "blood_pressure": 0.6}
+_ED_MEASURES = {"heart_rate": 1.0, "blood_pressure": 0.4}
 _ED_LABS = {"creatinine": 0.4, "haemoglobin": 0.35, "leukocytes": 0.25}
 _CLINIC_MEASURES = {
     "weight": 0.7,
-    "blood_pressure": 0.6,
+    "blood_pressure": 0.4,
     "creatinine": 0.4,
     "sodium": 0.3,
     "haemoglobin": 0.3,
 }
 
 
-def simulate_visit(
-    rng: np.random.Generator,
-    chart: Chart,
-    body: Physiology,
-    kind: str,
-    start: int,
-    end: int,
-    conditions: frozenset[str],
-    *,
-    admitted: bool = False,
-) -> Encounter:
-    """Add one visit to the chart.
+def simulate_visits(patient: Patient, start: int, end: int, *, through_ed: bool) -> None:
+    """Add the visits between two stays, or between a stay and death or the export.
 
     Args:
-        rng: The patient's own generator.
-        chart: Written to.
-        body: Moved forward to the visit.
-        kind: `CLINIC_VISIT` or `ED_VISIT`.
+        patient: Moved forward from visit to visit.
         start: Seconds since 1970 UTC.
         end: As above.
-        conditions: The patient's chronic conditions.
-        admitted: Whether an emergency visit ends in an admission, whose first panel then stands
-            for the laboratory work.
+        through_ed: Whether the patient is admitted at `end` from the emergency department.
     """
+    rng = patient.rng
+    arrival = end
+    if through_ed:
+        arrival = max(end - int((1.5 + 5.0 * rng.random()) * HOUR), start + (end - start) // 2)
+    visits: list[tuple[int, str]] = []
+    time = start + int((5.0 + 20.0 * rng.random()) * DAY)
+    while time < arrival:
+        visits.append((time, CLINIC_VISIT))
+        time += int(85.0 * DAY * math.exp(0.6 * rng.standard_normal()))
+    for _ in range(rng.poisson(patient.ed_visits_per_year * (end - start) / YEAR)):
+        visits.append((start + int(rng.random() * (end - start)), ED_VISIT))
+    if through_ed and rng.random() < 0.35:
+        # Sent home once before being admitted.
+        visits.append((arrival - int((1.0 + 12.0 * rng.random()) * DAY), ED_VISIT))
+    free, last = start + HOUR, arrival - HOUR
+    for time, kind in sorted(visits):
+        hours = 0.5 if kind == CLINIC_VISIT else 2.5 + 5.0 * rng.random()
+        length = int(hours * HOUR)
+        if time >= free and time + length <= last:
+            _simulate_visit(patient, kind, time, time + length)
+            free = time + length + HOUR
+    if through_ed:
+        _simulate_visit(patient, ED_VISIT, arrival, end, admitted=True)
+
+
+def _simulate_visit(
+    patient: Patient, kind: str, start: int, end: int, *, admitted: bool = False
+) -> None:
+    rng, chart = patient.rng, patient.chart
     visit = Encounter(len(chart.encounters), kind, start, end)
     chart.encounters.append(visit)
     time = start + (end - start) // 4
-    body.advance(time)
+    patient.body.advance(time)
     if kind == ED_VISIT:
         wanted = dict(_ED_MEASURES)
         if not admitted:
+            # An admitted patient's laboratory work is the ward's first panel.
             wanted |= _ED_LABS
             visit.disposition = "home"
-            visit.diagnoses.append(_COMPLAINTS[int(rng.random() * 3)])
+            visit.diagnoses.append(_COMPLAINTS[int(rng.random() * len(_COMPLAINTS))])
     else:
         wanted = dict(_CLINIC_MEASURES)
-        if "diabetes" in conditions:
+        if "diabetes" in patient.conditions:
             wanted["hba1c"] = 0.3
-        if "heart_failure" in conditions:
+        if "heart_failure" in patient.conditions:
             wanted["bnp"] = 0.25
-        listed = [name for name in sorted(conditions) if chart.problems.get(name, end) < start]
+        listed = [c for c in sorted(patient.conditions) if chart.problems.get(c, end) < start]
         if listed:
             visit.diagnoses.append(listed[int(rng.random() * len(listed))])
     for name, chance in wanted.items():
         if rng.random() < chance:
-            take_measurement(rng, chart, body, name, time, visit.number)
-    return visit
-
-
-def take_measurement(
-    rng: np.random.Generator, chart: Chart, body: Physiology, name: str, time: int, encounter: int
-) -> None:
-    """Measure the body as it is and write the value; a laboratory releases it 30-120 min later."""
-    value, second = body.measure(name)
-    issued = time + int(60 * (30.0 + 90.0 * rng.random())) if MEASURES[name].is_lab else time
-    chart.measurements.setdefault(name, []).append(
-        Measurement(name, time, issued, value, second, encounter)
-    )
+            patient.measure(name, time, visit.number)

@@ -35,7 +35,8 @@ def hospital_stays(events: pl.DataFrame) -> pl.DataFrame:
     """One row for every recorded admission, in order of subject and time.
 
     Admissions and discharges are paired by `encounter_id`; where an event has none, an admission
-    takes the next discharge without one that comes before the next admission.
+    takes the next discharge without one that comes before the next admission. A discharge that
+    belongs to no admission makes no stay.
 
     Args:
         events: Whole records of any number of subjects, columns of `schema.EVENTS`.
@@ -165,12 +166,10 @@ def _describe(stays: pl.DataFrame, timed: pl.DataFrame) -> pl.DataFrame:
     by_disposition = pl.col("disposition").eq_missing(codes.DIED)
     is_last = admit == admit.max().over(subject)
     open_to_death = left.is_null() & ~pl.col("flawed") & is_last & (pl.col("_death") >= admit)
-    died = pl.any_horizontal(
-        by_disposition,
-        within,
-        same_day & pl.col("disposition").is_null(),
-        open_to_death,
-    ).fill_null(False)
+    # Of a date of death on the day of discharge the disposition knows whether it was before.
+    untold = pl.col("disposition").is_null()
+    timed_within = pl.when(same_day).then(untold).otherwise(within)
+    died = pl.any_horizontal(by_disposition, timed_within, open_to_death).fill_null(False)
     told = pl.when(by_disposition).then(left).min().over(subject)
     return (
         stays.join(births, on=subject, how="left")

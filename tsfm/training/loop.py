@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from tsfm.batches.batch import Batch
 from tsfm.batches.dataset import TokenDataset
 from tsfm.errors import InputError
+from tsfm.kernels.heap import keep_freed_memory
 from tsfm.models.timeline import TimelineModel
 from tsfm.training.checkpoints import load_checkpoint, save_checkpoint
 from tsfm.training.optimizer import WeightAverage, learning_rate, make_optimizer
@@ -79,6 +80,19 @@ class TrainResult:
     seconds: float = 0.0
     resumed: bool = False
 
+    def as_text(self) -> str:
+        """One line an epoch, and which one was kept."""
+        names = list(self.history[0]["tuning"]) if self.history else []
+        lines = ["epoch" + "".join(f"{name:>18}" for name in ("tuning loss", *names))]
+        lines += [
+            f"{entry['epoch'] + 1:>5}"
+            + "".join(f"{v:>18.4f}" for v in (entry["tuning_loss"], *entry["tuning"].values()))
+            for entry in self.history
+        ]
+        how = "resumed and finished" if self.resumed else "finished"
+        lines.append(f"{how} in {self.seconds:.0f} s; kept epoch {self.best_epoch + 1}")
+        return "\n".join(lines)
+
 
 def train(
     model: TimelineModel,
@@ -113,6 +127,7 @@ def train(
             remedy="Training and tuning splits both need subjects.",
         )
     started = time.perf_counter()
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
     average = WeightAverage(model, config.average_decay)
@@ -220,6 +235,11 @@ def fingerprint(*parts: Any) -> str:
     text = json.dumps([asdict(p) if hasattr(p, "__dataclass_fields__") else p for p in parts],
                       sort_keys=True)  # fmt: skip
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def replace_config(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """A configuration with some fields changed."""
+    return replace(config, **changes)
 
 
 def _is_finished(history: list[dict[str, Any]], config: TrainConfig) -> bool:

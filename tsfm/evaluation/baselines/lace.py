@@ -1,12 +1,13 @@
 """The LACE index: length of stay, acuity, comorbidity, emergency visits (0 to 19).
 
-van Walraven et al., CMAJ 182 (2010), derived for death or unplanned readmission within 30 days of a
-discharge. Points: L nights in hospital below 1: 0, 1: 1, 2: 2, 3: 3, 4 to 6: 4, 7 to 13: 5, from 14:
-7; A acute admission: 3; C comorbidity 0 to 3 as they are, from 4: 5; E emergency visits in the six
-months before the admission, up to 4.
+van Walraven et al., CMAJ 182 (2010), derived for death or unplanned readmission within 30 days of
+a discharge. Points: L nights in hospital below 1: 0, 1: 1, 2: 2, 3: 3, 4 to 6: 4, 7 to 13: 5, from
+14: 7; A acute admission: 3; C comorbidity 0 to 3 as they are, from 4: 5; E emergency visits in the
+six months before the admission, up to 4.
 
-Only events available at the prediction time are read. Where billing codes come days after discharge,
-C therefore rests on earlier stays; the index a coder would compute later is a little better.
+Only events available at the prediction time are read. Where billing codes come days after the
+discharge, C therefore rests on earlier stays; the index a coder would compute later is a little
+better.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def acute_admissions(events: pl.DataFrame, asked: pl.DataFrame) -> pl.DataFrame:
     It is acute if its type names an emergency or urgency, or if it comes from an emergency room
     (MIMIC's observation stays do); an admission of no known type is not.
     """
-    wide = code_part(1).fill_null("").str.to_uppercase()
+    kind, source = (code_part(part).fill_null("").str.to_uppercase() for part in (1, 2))
     kinds = (
         events.filter(in_class(codes.ADMISSION))
         .select(
@@ -91,9 +92,10 @@ def acute_admissions(events: pl.DataFrame, asked: pl.DataFrame) -> pl.DataFrame:
             pl.col(schema.TIME).alias("start_time"),
             pl.coalesce(schema.AVAILABLE_TIME, schema.TIME).alias("_known"),
             (
-                wide.str.contains("EMER")
-                | wide.str.contains("URGENT")
-                | code_part(2).fill_null("").str.to_uppercase().str.contains("EMERGENCY")
+                kind.str.contains("EMER")
+                | kind.str.contains("URGENT")
+                | source.str.contains("EMERGENCY")
+                | (source == "EMD")  # HL7 admit-source: accident or emergency department
             ).alias("acute"),
         )
         .drop_nulls("start_time")

@@ -1,0 +1,154 @@
+"""Patients and encounters as events."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tsfm.ingest.fhir_fields import stable_id
+
+PATIENT = {"resourceType": "Patient", "id": "p", "gender": "female", "birthDate": "1950-03-04"}
+STAY = {
+    "resourceType": "Encounter",
+    "id": "e",
+    "status": "finished",
+    "class": {"code": "IMP"},
+    "subject": {"reference": "Patient/p"},
+    "period": {"start": "2020-01-01T10:00:00Z", "end": "2020-01-05T12:00:00Z"},
+}
+OF_PATIENT = {"subject": {"reference": "Patient/p"}}
+OF_STAY = {**OF_PATIENT, "encounter": {"reference": "Encounter/e"}}
+
+
+def concept(system: str, code: str, display: str = "") -> dict[str, Any]:
+    return {"coding": [{"system": system, "code": code, "display": display}]}
+
+
+def category(code: str) -> list[dict[str, Any]]:
+    return [concept("http://terminology.hl7.org/CodeSystem/x", code)]
+
+
+def make(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"resourceType": kind, "id": fields.pop("id", kind.lower()), **fields}
+
+
+def day(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def observation(**fields: Any) -> dict[str, Any]:
+    defaults = {
+        "status": "final",
+        "category": category("laboratory"),
+        "code": concept("http://loinc.org", "2345-7", "Glucose"),
+        "effectiveDateTime": "2020-01-02T08:00:00+01:00",
+        **OF_STAY,
+    }
+    return make("Observation", **{**defaults, **fields})
+
+
+def test_a_patient_becomes_birth_and_static_facts(ingest_rows) -> None:
+    race = {
+        "url": "http://hl7.org/fhir/us/core/StructureDefinition/us-core-race",
+        "extension": [{"url": "ombCategory", "valueCoding": {"code": "1", "display": "Asian"}}],
+    }
+    other = make("Patient", id="q", gender="other")
+    _, events, frame = ingest_rows({**PATIENT, "extension": [race]}, other)
+    assert events["MEDS_BIRTH"]["time"] == day("1950-03-04")
+    assert events["GENDER//F"]["time"] is None
+    assert events["RACE//Asian"]["time"] is None
+    assert events["GENDER//OTHER"]["subject_id"] == stable_id("q")
+    assert frame["subject_id"].n_unique() == 2
+
+
+def test_a_death_by_date_comes_after_everything_of_its_day(ingest_rows) -> None:
+    patient = {**PATIENT, "deceasedDateTime": "2020-01-05"}
+    late = observation(effectiveDateTime="2020-01-05T23:00:00Z", valueInteger=1)
+    home = {**STAY, "hospitalization": {"dischargeDisposition": concept("x", "home")}}
+    _, events, frame = ingest_rows(patient, home, late)
+    assert frame["code"].to_list()[-1] == "MEDS_DEATH"
+    assert events["MEDS_DEATH"]["time"].date() == day("2020-01-05").date()
+
+
+@pytest.mark.parametrize("disposition", ["exp", None])
+def test_a_death_in_hospital_is_at_the_discharge(ingest_rows, disposition: str | None) -> None:
+    how = {"dischargeDisposition": concept("x", disposition)} if disposition else {}
+    patient = {**PATIENT, "deceasedDateTime": "2020-01-05"}
+    _, events, _ = ingest_rows(patient, {**STAY, "hospitalization": how})
+    assert events["MEDS_DEATH"]["time"] == day("2020-01-05T12:00:00")
+    assert "HOSPITAL_DISCHARGE//DIED" in events
+
+
+def test_a_death_without_a_date_is_noted_not_dated(ingest_rows) -> None:
+    summary, events, _ = ingest_rows({**PATIENT, "deceasedBoolean": True})
+    assert "MEDS_DEATH" not in events
+    assert any("deaths without a date" in note for note in summary.notes)
+
+
+def test_a_hospital_stay_becomes_admission_service_ward_and_discharge(ingest_rows) -> None:
+    stay = {
+        **STAY,
+        "priority": concept("http://terminology.hl7.org/CodeSystem/v3-ActPriority", "EM"),
+        "serviceType": concept("x", "MED"),
+        "hospitalization": {
+            "admitSource": concept("x", "emd"),
+            "dischargeDisposition": concept("x", "snf"),
+        },
+        "location": [
+            {
+                "location": {"reference": "Location/w"},
+                "period": {"start": "2020-01-02T00:00:00Z"},
+            }
+        ],
+    }
+    _, events, frame = ingest_rows(stay, PATIENT, make("Location", id="w", name="Ward 7"))
+    assert events["HOSPITAL_ADMISSION//EMERGENCY//emd"]["time"] == day("2020-01-01T10:00:00")
+    assert events["HOSPITAL_DISCHARGE//SKILLED NURSING FACILITY"]["time"] == day("2020-01-05T12:00")
+    assert events["TRANSFER_TO//Ward 7"]["time"] == day("2020-01-02")
+    assert events["SERVICE//MED"]["time"] == day("2020-01-01T10:00:00")
+    assert set(frame.drop_nulls("encounter_id")["encounter_id"]) == {stable_id("e")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"class": {"code": "EMER"}}, {"ED_REGISTRATION", "ED_OUT"}),
+        ({"class": {"code": "AMB"}}, {"OUTPATIENT_VISIT//AMB"}),
+        ({"status": "in-progress"}, {"HOSPITAL_ADMISSION//IMP//UNK"}),
+        ({"status": "planned"}, set()),
+        ({"class": {"code": "PRENC"}}, set()),
+        (
+            {
+                "class": {"code": "ACUTE"},
+                "partOf": {"reference": "Encounter/whole"},
+                "location": [{"location": {"reference": "Location/w"}}],
+            },
+            {"ICU_ADMISSION//Medical ICU", "ICU_DISCHARGE//Medical ICU"},
+        ),
+        (
+            {
+                "partOf": {"reference": "Encounter/whole"},
+                "location": [{"location": {"display": "Ward 7"}}],
+            },
+            {"TRANSFER_TO//Ward 7"},
+        ),
+    ],
+)
+def test_the_class_of_an_encounter_decides_its_events(
+    ingest_rows, changes: dict[str, Any], expected: set[str]
+) -> None:
+    whole = {**STAY, "id": "whole", "class": {"code": "IMP"}}
+    ward = make("Location", id="w", name="Medical ICU")
+    _, _, frame = ingest_rows({**STAY, **changes}, PATIENT, whole, ward)
+    own = frame.filter(pl.col("encounter_id") == stable_id("e"))
+    assert set(own["code"]) == expected
+
+
+def test_a_stay_that_ends_on_a_bare_date_lasts_through_that_day(ingest_rows) -> None:
+    period = {"start": "2020-01-05T10:00:00Z", "end": "2020-01-05"}
+    summary, events, _ = ingest_rows(PATIENT, {**STAY, "period": period})
+    assert events["HOSPITAL_DISCHARGE//UNK"]["time"] == day("2020-01-05T23:59:59.999999")
+    assert summary.quarantined == {}

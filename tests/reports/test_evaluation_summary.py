@@ -1,0 +1,174 @@
+"""The figures of a run: right, comparable, and absent where nothing can be said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tsfm.errors import FormatError, InputError
+from tsfm.reports.evaluation_data import EvaluationData, load_run
+from tsfm.reports.evaluation_summary import NOTHING, Evaluation, evaluate, labels_and_scores
+
+
+@pytest.fixture(scope="module")
+def found(run: EvaluationData) -> Evaluation:
+    return evaluate(run, n_resamples=60)
+
+
+def test_our_figures_agree_with_sklearn(found: Evaluation) -> None:
+    from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+
+    ours = found.models[0]
+    y, p = labels_and_scores(found.labelled)
+    assert (ours.n, ours.n_events) == (390, int(y.sum()))
+    assert ours.brier is not None
+    assert ours.auroc.value == pytest.approx(roc_auc_score(y, p))
+    assert ours.auprc.value == pytest.approx(average_precision_score(y, p))
+    assert ours.brier.value == pytest.approx(brier_score_loss(y, p))
+    assert ours.auroc.low < ours.auroc.value < ours.auroc.high
+
+
+def test_baselines_are_measured_on_the_stays_that_we_scored(found: Evaluation) -> None:
+    assert [m.name for m in found.models] == ["demo", "noisy", "LACE"]
+    assert {m.n for m in found.models} == {390}
+    ours, noisy, _ = found.models
+    assert noisy.auroc_behind is not None
+    assert noisy.auroc_behind.value == pytest.approx(ours.auroc.value - noisy.auroc.value)
+    assert ours.auroc_behind is None
+
+
+def test_points_are_ranked_but_not_read_as_probabilities(found: Evaluation) -> None:
+    lace = found.models[2]
+    assert lace.brier is None
+    assert lace.slope is None
+    assert lace.ece is None
+    assert 0.5 < lace.auroc.value < 1
+    assert f"{NOTHING}" in found.as_text().splitlines()[-1]
+
+
+def test_a_baseline_with_fewer_stays_is_compared_on_those(run: EvaluationData) -> None:
+    fewer = run.baselines["noisy"].gather_every(2)
+    found = evaluate(replace(run, baselines={"noisy": fewer}), n_resamples=5)
+    assert [m.n for m in found.models] == [390, 195]
+
+
+def test_the_chosen_capacity_stands_beside_the_usual_ones(run: EvaluationData) -> None:
+    found = evaluate(replace(run, baselines={}, subgroups=None), capacity=0.125, n_resamples=5)
+    assert list(found.alerts) == [0.05, 0.10, 0.125, 0.20]
+    assert found.alerts[0.125].n_alerts == 49
+    for wrong in (0.0, 10):
+        with pytest.raises(InputError, match="bad_capacity"):
+            evaluate(run, capacity=wrong)
+
+
+def test_predicted_and_observed_outcomes_agree_where_scores_are_calibrated(make: Any) -> None:
+    data = make(4000, baselines={}, subgroups=None)
+    outcomes = evaluate(data, n_resamples=5).outcomes
+    assert outcomes is not None
+    assert outcomes.n == 3990
+    for name in ("event", "competing", "none"):
+        assert outcomes.observed[name] == pytest.approx(outcomes.predicted[name], abs=0.02)
+    assert sum(outcomes.observed.values()) == pytest.approx(1)
+
+
+def test_small_groups_are_suppressed(found: Evaluation) -> None:
+    assert found.subgroups is not None
+    rare = found.subgroups.filter(pl.col("group") == "RARE")
+    assert rare["suppressed"].to_list() == [True]
+    assert rare["n"].to_list() == [None]
+
+
+def test_groups_may_be_of_subjects_alone(run: EvaluationData) -> None:
+    groups = run.subgroups
+    assert groups is not None
+    by_subject = groups.select("subject_id", "sex").unique(maintain_order=True)
+    found = evaluate(replace(run, subgroups=by_subject, baselines={}), n_resamples=5)
+    assert found.subgroups is not None
+    assert found.subgroups["n"].sum() == 390
+
+
+def test_the_same_run_gives_the_same_figures(run: EvaluationData, found: Evaluation) -> None:
+    assert evaluate(run, n_resamples=60).as_dict() == found.as_dict()
+
+
+def test_the_dictionary_is_json_and_holds_no_rows(found: Evaluation) -> None:
+    plain = found.as_dict()
+    text = json.dumps(plain, allow_nan=False)
+    assert "prediction_time" not in text
+    assert plain["models"]["demo"]["auroc"]["value"] == found.models[0].auroc.value
+
+
+def test_text_and_html_show_the_same_table(found: Evaluation) -> None:
+    text, html = found.as_text(), found._repr_html_()
+    assert "model" in text
+    for name in ("demo", "noisy", "LACE"):
+        assert name in text
+        assert name in html
+    assert f"{found.models[0].auroc.value:.3f}" in text
+
+
+@pytest.mark.parametrize("labels", [None, "empty"])
+def test_without_labels_there_are_counts_and_no_figures(run: EvaluationData, labels: Any) -> None:
+    empty = None if labels is None or run.labels is None else run.labels.head(0)
+    found = evaluate(replace(run, labels=empty, cohort=None))
+    assert (found.n_scored, found.n_labelled) == (390, 0)
+    assert found.models == ()
+    assert found.alerts == {}
+    assert "no outcome known yet" in found.as_text()
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_one_class_only_leaves_out_what_it_cannot_say(run: EvaluationData) -> None:
+    assert run.labels is not None
+    nobody = run.labels.with_columns(boolean_value=pl.lit(False))
+    found = evaluate(replace(run, labels=nobody), n_resamples=5)
+    assert found.models[0].slope is None
+    assert found.as_dict()["models"]["demo"]["auroc"]["value"] is None
+    assert NOTHING in found.as_text()
+
+
+def test_a_baseline_with_two_scores_for_a_stay_is_refused(run: EvaluationData) -> None:
+    twice = pl.concat([run.baselines["noisy"], run.baselines["noisy"].head(1)])
+    with pytest.raises(FormatError, match="bad_baseline"):
+        evaluate(replace(run, baselines={"noisy": twice}))
+    with pytest.raises(FormatError, match="bad_baseline"):
+        evaluate(replace(run, baselines={"noisy": twice.drop("probability")}))
+
+
+def test_a_run_folder_gives_the_data_back(run: EvaluationData, tmp_path: Path) -> None:
+    from tsfm import schema
+    from tsfm.event_table import write_table
+    from tsfm.scoring.predictions import write_scores
+    from tsfm.scoring.run_manifest import RunManifest, count_stays
+
+    assert run.labels is not None
+    write_scores(run.scores, tmp_path / "scores.parquet")
+    write_table(
+        schema.align(run.labels.to_arrow(), schema.LABELS), tmp_path / "labels" / "labels.parquet"
+    )
+    manifest = RunManifest(
+        run_id="r",
+        task=run.task,
+        model_name="demo",
+        model_hash="ab" * 32,
+        inputs={},
+        dataset={"clock": "utc"},
+        seed=0,
+        threads=1,
+        started="2026-03-01T00:00:00+00:00",
+        ended="2026-03-01T00:01:00+00:00",
+        counts=count_stays(run.scores, run.cohort),
+    )
+    manifest.write(tmp_path / "run.json")
+    data = load_run(tmp_path, labels_dir=tmp_path / "labels")
+    assert (data.task, data.model_name) == (run.task, "demo")
+    assert data.scores.height == run.scores.height
+    assert data.labels is not None
+    assert data.labels.height == run.labels.height
+    assert data.cohort is None
+    assert load_run(tmp_path).labels is None

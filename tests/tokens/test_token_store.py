@@ -1,0 +1,85 @@
+"""The store holds every event once, packed, and knows whose vocabulary it uses."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tsfm.errors import InputError, ModelMismatch
+from tsfm.event_table import EventWriter
+from tsfm.tokens.token_store import TokenStore, build_token_store
+
+START = datetime(2024, 1, 1)
+
+
+@pytest.fixture
+def events(tmp_path: Path) -> Path:
+    root = tmp_path / "events"
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "subject_id": subject,
+            "time": START + timedelta(hours=float(rng.integers(0, 900))),
+            "code": str(rng.choice(["LAB//1//mg", "LAB//2//mg", "DIAGNOSIS//ICD//10//I50"])),
+            "numeric_value": float(rng.normal()),
+        }
+        for subject in range(1, 60)
+        for _ in range(int(rng.integers(1, 20)))
+    ]
+    held_out = {"subject_id": 7, "time": START, "code": "SECRET//held", "numeric_value": None}
+    splits = {s: "held_out" if s == 7 else "tuning" if s % 9 == 0 else "train" for s in range(60)}
+    with EventWriter(root, n_shards=3) as writer:
+        writer.add(pl.DataFrame([*rows, *[held_out] * 50]))
+        writer.finish(dataset={"dataset_name": "made"}, subject_splits=splits)
+    return root
+
+
+def test_every_event_is_one_token(events: Path, tmp_path: Path) -> None:
+    store = build_token_store(events, tmp_path / "tokens")
+    table = pl.concat([pl.read_parquet(p) for p in sorted((events / "data").glob("*.parquet"))])
+    assert len(store) == table.height
+    assert store.subjects["length"].sum() == table.height
+    expected = dict(table["subject_id"].value_counts().iter_rows())
+    assert dict(store.subjects.select("subject_id", "length").iter_rows()) == expected
+
+
+def test_the_vocabulary_never_sees_another_split(events: Path, tmp_path: Path) -> None:
+    store = build_token_store(events, tmp_path / "tokens", min_count=1)
+    assert not any("SECRET" in code for code in store.vocabulary.codes)
+    assert store.config["n_unknown"] == 50
+
+
+def test_another_data_set_meets_a_models_ids(events: Path, tmp_path: Path) -> None:
+    first = build_token_store(events, tmp_path / "tokens")
+    second = build_token_store(events, tmp_path / "again", vocabulary_from=tmp_path / "tokens")
+    assert second.vocabulary.hash == first.vocabulary.hash
+    assert not second.config["vocabulary_fitted"]
+    np.testing.assert_array_equal(first.fields["code"], second.fields["code"])
+
+
+def test_a_store_is_not_written_over(events: Path, tmp_path: Path) -> None:
+    build_token_store(events, tmp_path / "tokens")
+    with pytest.raises(InputError) as caught:
+        build_token_store(events, tmp_path / "tokens")
+    assert caught.value.code == "output_exists"
+
+
+def test_a_swapped_vocabulary_is_refused(events: Path, tmp_path: Path) -> None:
+    build_token_store(events, tmp_path / "a", min_count=1)
+    build_token_store(events, tmp_path / "b", min_count=100_000)
+    for name in ("codes.json", "value_scale.npz"):
+        source = tmp_path / "b" / "vocabulary" / name
+        (tmp_path / "a" / "vocabulary" / name).write_bytes(source.read_bytes())
+    with pytest.raises(ModelMismatch) as caught:
+        TokenStore.open(tmp_path / "a")
+    assert caught.value.code == "vocabulary_hash_mismatch"
+
+
+def test_no_store_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        TokenStore.open(tmp_path)
+    assert caught.value.code == "missing_token_store"

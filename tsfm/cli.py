@@ -1,0 +1,251 @@
+"""`tsfm`: the command line. Data and tables on stdout, progress and errors on stderr.
+
+Exit codes: 0 done, 1 failure, 2 wrong usage, 3 done but some rows were set aside, 4 bytes on disk
+are not what was written. Every command imports what it needs when it runs, so that `tsfm --help`
+is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tsfm import __version__
+from tsfm.cli_ingest import app as ingest_app
+from tsfm.errors import TsfmError
+
+app = typer.Typer(
+    name="tsfm",
+    help="Patient timelines in continuous time: from FHIR, MIMIC, MEDS, ECG and PPG to risk.",
+    epilog="The way of the data: simulate | ingest, tokenize, label, pretrain, finetune, score, "
+    "evaluate, report. Each has --help with an example.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(ingest_app, name="ingest")
+
+Events = Annotated[Path, typer.Argument(help="Root of an event table.", show_default=False)]
+Model = Annotated[Path, typer.Argument(help="Model directory.", show_default=False)]
+Run = Annotated[Path, typer.Argument(help="Folder of a scoring run.", show_default=False)]
+TaskName = Annotated[
+    str, typer.Option("--task", help="readmission_30d, mortality_in_hospital, length_of_stay_7d.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tsfm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: tsfm simulate --out hospital/ --patients 6000 --seed 1")
+def simulate(
+    out: Out,
+    patients: Annotated[int, typer.Option(help="Patients to simulate.")] = 6000,
+    seed: Seed = 0,
+) -> None:
+    """Simulate a hospital whose true risks are known, as a FHIR export and WFDB records."""
+    from tsfm.simulation.hospital import simulate_hospital
+
+    typer.echo(simulate_hospital(out, n_patients=patients, seed=seed).as_text())
+
+
+@app.command(epilog="Example: tsfm tokenize events/ --out tokens/")
+def tokenize(
+    events: Events,
+    out: Out,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="Model or token store whose vocabulary to use; else one is fitted."),
+    ] = None,
+    min_count: Annotated[
+        int, typer.Option(help="Codes rarer than this in training take their parent's id.")
+    ] = 10,
+) -> None:
+    """Turn events into the packed token store, in the order in which facts became known."""
+    from tsfm.tokens.token_store import build_token_store
+
+    store = build_token_store(events, out, vocabulary_from=vocabulary, min_count=min_count)
+    config = store.config
+    for name, value in (
+        ("subjects", config["n_subjects"]),
+        ("tokens", config["n_tokens"]),
+        ("  by their own code", config["n_exact"]),
+        ("  by a parent code", config["n_fallback"]),
+        ("  unknown", config["n_unknown"]),
+        ("codes in the vocabulary", len(store.vocabulary)),
+    ):
+        typer.echo(f"{name:<28}{value:>14,}")
+
+
+@app.command(epilog="Example: tsfm label events/ --task readmission_30d --out labels/")
+def label(events: Events, task: TaskName, out: Out, as_json: AsJson = False) -> None:
+    """Find a task's index stays and, where they are known, the answers."""
+    from tsfm.tasks.registry import write_labels
+
+    summary = write_labels(events, task, out)
+    typer.echo(json.dumps(summary.as_dict(), indent=2) if as_json else summary.as_text())
+
+
+@app.command(epilog="Example: tsfm pretrain tokens/ --out pretrained/ --epochs 4")
+def pretrain(
+    tokens: Annotated[Path, typer.Argument(help="Token store.", show_default=False)],
+    out: Out,
+    epochs: Annotated[int, typer.Option(help="Passes over the training subjects.")] = 4,
+    d_model: Annotated[int, typer.Option(help="Width of the model.")] = 64,
+    layers: Annotated[int, typer.Option(help="Mamba blocks.")] = 2,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    max_tokens: Annotated[int, typer.Option(help="Tokens a batch.")] = 8192,
+    seed: Seed = 0,
+) -> None:
+    """Train on every token of the training subjects; run it again to resume a stopped run."""
+    from tsfm.models.mamba import MambaConfig
+    from tsfm.training.loop import TrainConfig
+    from tsfm.training.pretrain import pretrain as run
+
+    result = run(
+        tokens,
+        out,
+        backbone=MambaConfig(d_model=d_model, n_layers=layers),
+        config=TrainConfig(epochs=epochs, lr=lr, max_tokens=max_tokens, seed=seed),
+    )
+    typer.echo(result.as_text())
+
+
+@app.command(
+    epilog="Example: tsfm finetune pretrained/ tokens/ --labels labels/ "
+    "--task readmission_30d --out model/"
+)
+def finetune(
+    model: Model,
+    tokens: Annotated[Path, typer.Argument(help="Token store.", show_default=False)],
+    labels: Annotated[Path, typer.Option(help="Folder written by `tsfm label`.")],
+    task: TaskName,
+    out: Out,
+    epochs: Annotated[int, typer.Option(help="Most passes over the training subjects.")] = 12,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    seed: Seed = 0,
+) -> None:
+    """Fit a task's hazards and calibrate them; run it again to resume a stopped run."""
+    import polars as pl
+
+    from tsfm.event_table import read_table
+    from tsfm.training.finetune import FINETUNE_DEFAULTS, FinetuneConfig
+    from tsfm.training.finetune import finetune as run
+    from tsfm.training.loop import replace_config
+
+    cohort = pl.from_arrow(read_table(labels / task / "cohort.parquet"))
+    assert isinstance(cohort, pl.DataFrame)
+    train = replace_config(FINETUNE_DEFAULTS, epochs=epochs, lr=lr, seed=seed)
+    result = run(model, tokens, cohort, task, out, config=FinetuneConfig(train=train))
+    typer.echo(result.as_text())
+
+
+@app.command(epilog="Example: tsfm score model/ events/ --task readmission_30d --out run/")
+def score(
+    model: Model,
+    events: Events,
+    task: TaskName,
+    out: Out,
+    bands: Annotated[
+        str, typer.Option(help="Probabilities from which a risk is called low, moderate, high.")
+    ] = "0.05,0.15,0.30",
+    capacity: Annotated[
+        float, typer.Option(help="Share of stays that can be acted on, for the report.")
+    ] = 0.1,
+    as_json: AsJson = False,
+) -> None:
+    """Score every eligible stay; write scores, FHIR RiskAssessments, run.json and a report."""
+    from tsfm.reports.html_report import write_run_report
+    from tsfm.scoring.risk_assessment import RiskBands
+    from tsfm.scoring.score_run import run_scoring
+
+    try:
+        low, moderate, high = (float(edge) for edge in bands.split(","))
+    except ValueError as error:
+        raise typer.BadParameter("give three numbers, such as 0.05,0.15,0.30") from error
+    manifest = run_scoring(model, events, task, out, bands=RiskBands(low, moderate, high))
+    report = write_run_report(out, capacity=capacity)
+    if as_json:
+        typer.echo(json.dumps(manifest.as_dict(), indent=2))
+        return
+    counts = manifest.counts
+    rows = [("eligible stays", counts.eligible), ("  scored", counts.scored)]
+    rows += [(f"  not scored: {reason}", n) for reason, n in counts.not_scored.items()]
+    rows += [(f"not eligible: {reason}", n) for reason, n in counts.not_eligible.items()]
+    codes = manifest.unknown_codes
+    rows += [
+        ("tokens read", codes.tokens),
+        ("  by a parent code", codes.mapped_to_parent),
+        ("  unknown to the model", codes.unknown),
+    ]
+    for name, value in rows:
+        typer.echo(f"{name:<46}{value:>12,}")
+    typer.echo(f"report: {report}")
+
+
+@app.command(epilog="Example: tsfm evaluate run/ --events events/ --baselines")
+def evaluate(
+    run: Run,
+    events: Annotated[
+        Path | None, typer.Option(help="Event table of the run, for the baselines.")
+    ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also fit LACE, HOSPITAL and boosted count features."),
+    ] = False,
+    split: Annotated[
+        str | None, typer.Option(help="Only this split's subjects (needs --events).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a scoring run against the known outcomes, with intervals."""
+    from tsfm.reports.run_evaluation import evaluate_run
+
+    result = evaluate_run(run, events=events, baselines=baselines, split=split)
+    typer.echo(json.dumps(result.as_dict(), indent=2) if as_json else result.as_text())
+
+
+@app.command(epilog="Example: tsfm report run/ --capacity 0.2")
+def report(
+    run: Run,
+    capacity: Annotated[float, typer.Option(help="Share of stays that can be acted on.")] = 0.1,
+) -> None:
+    """Write a run's HTML report anew, for example once outcomes are known."""
+    from tsfm.reports.html_report import write_run_report
+
+    typer.echo(f"report: {write_run_report(run, capacity=capacity)}")
+
+
+def main() -> None:
+    """Run the command line; errors raised on purpose become one line and an exit code."""
+    try:
+        app()
+    except TsfmError as error:
+        typer.echo(f"tsfm: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("tsfm: stopped; run the same command again to resume a training", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What an evaluation is made from: scores, known outcomes, groups, baselines and the run's facts.
+
+`load_run` reads it from the folder of a scoring run; a notebook builds it from data frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """What an evaluation is made from.
+
+    Attributes:
+        task: Name of the task.
+        model_name: Name of our model.
+        scores: `schema.SCORES` of one task and one model.
+        labels: `schema.LABELS`; None or empty while no outcome is known.
+        cohort: `schema.COHORT` with every stay that was looked at; None where it is not at hand.
+        subgroups: subject_id, optionally prediction_time, and one text column for each way to
+            divide the stays, such as `sex`; None for no subgroups.
+        baselines: Name to subject_id, prediction_time, probability, of the same stays.
+        manifest: Contents of `run.json`; may be empty.
+    """
+
+    task: str
+    model_name: str
+    scores: pl.DataFrame
+    labels: pl.DataFrame | None = None
+    cohort: pl.DataFrame | None = None
+    subgroups: pl.DataFrame | None = None
+    baselines: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> str:
+        """A few words for what is predicted."""
+        from tsfm.scoring.risk_assessment import OUTCOME_TEXTS
+
+        words = OUTCOME_TEXTS.get(self.task)
+        return words.short or words.outcome if words else self.task
+
+
+def load_run(
+    run_dir: str | Path,
+    *,
+    labels_dir: str | Path | None = None,
+    subgroups: pl.DataFrame | None = None,
+    baselines: Mapping[str, pl.DataFrame] | None = None,
+) -> EvaluationData:
+    """Read what a scoring run left behind.
+
+    Args:
+        run_dir: Folder with `scores.parquet` and `run.json`.
+        labels_dir: Folder with `labels.parquet` and `cohort.parquet`; by default the run's own.
+        subgroups: See `EvaluationData`.
+        baselines: See `EvaluationData`.
+
+    Raises:
+        InputError: `run_dir` holds no scores or no manifest.
+    """
+    from tsfm.event_table import read_table
+    from tsfm.scoring.predictions import read_scores
+    from tsfm.scoring.run_manifest import FILE_NAME, RunManifest
+
+    run = Path(run_dir)
+    answers = Path(labels_dir) if labels_dir is not None else run
+    manifest = RunManifest.read(run / FILE_NAME)
+
+    def optional(path: Path) -> pl.DataFrame | None:
+        frame = pl.from_arrow(read_table(path)) if path.exists() else None
+        return frame if isinstance(frame, pl.DataFrame) else None
+
+    return EvaluationData(
+        task=manifest.task,
+        model_name=manifest.model_name,
+        scores=read_scores(run / "scores.parquet"),
+        labels=optional(answers / "labels.parquet"),
+        cohort=optional(answers / "cohort.parquet"),
+        subgroups=subgroups,
+        baselines=baselines or {},
+        manifest=manifest.as_dict(),
+    )

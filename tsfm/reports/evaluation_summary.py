@@ -1,0 +1,348 @@
+"""From scores and known outcomes to the figures that are reported, with their uncertainty.
+
+`evaluate` computes; it draws and writes nothing. Every model is measured on the same stays as ours
+wherever it has a score for them, intervals come from resampling subjects, and what can't be said
+(one class only, a point score that is no probability) is absent rather than zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tsfm import schema
+from tsfm.errors import FormatError, InputError
+from tsfm.evaluation.bootstrap import Interval
+from tsfm.evaluation.discrimination import Alerts
+from tsfm.reports.evaluation_data import EvaluationData as EvaluationData
+from tsfm.reports.tables import format_table, html_table
+from tsfm.scoring.predictions import SCORED, check_scores, labelled_scores
+
+CAPACITIES = (0.05, 0.10, 0.20)
+"""Shares of stays for which alerts are always reported."""
+
+NOTHING = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One model on the stays for which it has a score.
+
+    Attributes:
+        name: Name of the model.
+        n: Stays.
+        n_events: Of these, true labels.
+        auroc: With its interval.
+        auprc: With its interval.
+        brier: With its interval; None where the score is no probability.
+        slope: Calibration slope; None where it is not defined.
+        intercept: Calibration intercept, of the same fit.
+        ece: Expected calibration error, bins of equal size.
+        auroc_behind: Our AUROC minus this model's, on the same stays; None for our own.
+    """
+
+    name: str
+    n: int
+    n_events: int
+    auroc: Interval
+    auprc: Interval
+    brier: Interval | None
+    slope: float | None
+    intercept: float | None
+    ece: float | None
+    auroc_behind: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Mean predicted probability and observed incidence of each outcome, at the task's horizon.
+
+    Attributes:
+        horizon_days: Days from the prediction time.
+        n: Scored stays.
+        predicted: Mean probability of `event`, `competing` and `none`.
+        observed: Aalen-Johansen estimate of the same.
+        names: What the event and the competing event are.
+    """
+
+    horizon_days: float
+    n: int
+    predicted: dict[str, float]
+    observed: dict[str, float]
+    names: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of one run.
+
+    Attributes:
+        task: Name of the task.
+        outcome: A few words for what is predicted.
+        n_scored: Scored stays.
+        n_labelled: Of these, stays whose outcome is known.
+        n_subjects: Subjects of the labelled stays.
+        models: Ours first, then the baselines; empty while no outcome is known.
+        alerts: Share of stays alerted to what is found.
+        capacity: The share chosen by the reader.
+        subgroups: Table of `tsfm.evaluation.subgroups`, small cells suppressed; None if not asked.
+        outcomes: Predicted against observed, competing outcome included; None if not known.
+        labelled: The labelled stays themselves, for figures; never written.
+        baseline_scores: The same for each baseline.
+    """
+
+    task: str
+    outcome: str
+    n_scored: int
+    n_labelled: int
+    n_subjects: int
+    models: tuple[ModelFigures, ...]
+    alerts: dict[float, Alerts]
+    capacity: float
+    subgroups: pl.DataFrame | None
+    outcomes: Outcomes | None
+    labelled: pl.DataFrame = field(repr=False)
+    baseline_scores: dict[str, pl.DataFrame] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, aggregates only; what is not defined is None."""
+        return _plain(
+            {
+                "task": self.task,
+                "n_scored": self.n_scored,
+                "n_labelled": self.n_labelled,
+                "n_subjects": self.n_subjects,
+                "models": {figures.name: asdict(figures) for figures in self.models},
+                "capacity": self.capacity,
+                "alerts": {str(share): asdict(found) for share, found in self.alerts.items()},
+                "subgroups": None if self.subgroups is None else self.subgroups.to_dicts(),
+                "outcomes": None if self.outcomes is None else asdict(self.outcomes),
+            }
+        )
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Headers and rows of the table of models."""
+        headers = ["model", "n", "AUROC [95 %]", "AUPRC [95 %]", "Brier", "slope"]
+        return headers, [
+            [
+                figures.name,
+                f"{figures.n:,}",
+                with_interval(figures.auroc),
+                with_interval(figures.auprc),
+                number(figures.brier.value if figures.brier else None, 4),
+                number(figures.slope, 2),
+            ]
+            for figures in self.models
+        ]
+
+    def as_text(self) -> str:
+        """The table printed at the end of a run."""
+        if not self.models:
+            return f"{self.task}: {self.n_scored:,} stays scored, no outcome known yet"
+        n_events = self.models[0].n_events
+        return (
+            f"{self.task}: {self.n_labelled:,} stays of {self.n_subjects:,} subjects, "
+            f"{n_events:,} with the outcome ({n_events / self.n_labelled:.1%})\n"
+            + format_table(*self.table())
+        )
+
+    def _repr_html_(self) -> str:
+        if not self.models:
+            return f"<p>{self.as_text()}</p>"
+        first, *_ = self.as_text().splitlines()
+        return html_table(*self.table(), caption=first)
+
+
+def evaluate(
+    data: EvaluationData, *, capacity: float = 0.10, n_resamples: int = 1000, seed: int = 0
+) -> Evaluation:
+    """Compute the figures of a run.
+
+    Args:
+        data: Scores and what is known of their outcomes.
+        capacity: Share of stays that can be looked at, a fraction; reported beside `CAPACITIES`.
+        n_resamples: Bootstrap resamples of subjects for each interval.
+        seed: Of the draws.
+
+    Raises:
+        FormatError: Scores, labels or a baseline break their contract.
+        InputError: Scores of more than one model, or a capacity that is no fraction.
+    """
+    from tsfm.evaluation.discrimination import alerts_at_capacity
+
+    if not 0 < capacity <= 1:
+        raise InputError(
+            "the capacity is not a share of stays",
+            code="bad_capacity",
+            place="capacity",
+            remedy="Give a fraction such as 0.1.",
+        )
+    scores = check_scores(data.scores)
+    labels = schema.LABELS.empty_table() if data.labels is None else data.labels.to_arrow()
+    labels_frame = pl.from_arrow(labels)
+    assert isinstance(labels_frame, pl.DataFrame)
+    labelled = labelled_scores(scores, labels_frame)
+    baselines = {
+        name: _baseline_rows(name, frame, labelled) for name, frame in data.baselines.items()
+    }
+    models: list[ModelFigures] = []
+    alerts: dict[float, Alerts] = {}
+    if labelled.height:
+        models.append(_measure(data.model_name, labelled, "probability", n_resamples, seed))
+        models += [
+            _measure(name, rows, "_other", n_resamples, seed)
+            for name, rows in baselines.items()
+            if rows.height
+        ]
+        y, p = labels_and_scores(labelled)
+        shares = sorted({*CAPACITIES, capacity})
+        alerts = {share: alerts_at_capacity(y, p, float(share)) for share in shares}
+    return Evaluation(
+        task=data.task,
+        outcome=data.outcome,
+        n_scored=scores.filter(pl.col("status") == SCORED).height,
+        n_labelled=labelled.height,
+        n_subjects=labelled[schema.SUBJECT_ID].n_unique(),
+        models=tuple(models),
+        alerts=alerts,
+        capacity=capacity,
+        subgroups=_subgroups(labelled, data.subgroups, seed),
+        outcomes=_outcomes(data.task, scores, data.cohort),
+        labelled=labelled,
+        baseline_scores=baselines,
+    )
+
+
+def labels_and_scores(
+    rows: pl.DataFrame, column: str = "probability"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Labels and one column of scores as float64 vectors of shape `(n,)`."""
+    y = rows[schema.BOOLEAN_VALUE].cast(pl.Float64).to_numpy()
+    return y, rows[column].cast(pl.Float64).to_numpy()
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number for a table; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def with_interval(interval: Interval, digits: int = 3) -> str:
+    """`0.781 [0.760, 0.801]`, or a dash where the measure is not defined."""
+    if not math.isfinite(interval.value):
+        return NOTHING
+    bounds = f"[{number(interval.low, digits)}, {number(interval.high, digits)}]"
+    return f"{number(interval.value, digits)} {bounds}"
+
+
+def _measure(
+    name: str, rows: pl.DataFrame, column: str, n_resamples: int, seed: int
+) -> ModelFigures:
+    from tsfm.evaluation.bootstrap import bootstrap_interval, paired_difference
+    from tsfm.evaluation.calibration import calibration_slope_intercept, ece
+    from tsfm.evaluation.discrimination import auprc, auroc, brier
+
+    y, p = labels_and_scores(rows, column)
+    subjects = rows[schema.SUBJECT_ID].to_numpy()
+    is_probability = bool(((p >= 0) & (p <= 1)).all())
+    line = calibration_slope_intercept(y, p) if is_probability else None
+    behind = None
+    if column != "probability":
+        ours = labels_and_scores(rows)[1]
+        behind = paired_difference(auroc, subjects, y, ours, p, n_resamples, seed)
+    return ModelFigures(
+        name=name,
+        n=rows.height,
+        n_events=int(y.sum()),
+        auroc=bootstrap_interval(auroc, subjects, y, p, n_resamples, seed),
+        auprc=bootstrap_interval(auprc, subjects, y, p, n_resamples, seed),
+        brier=bootstrap_interval(brier, subjects, y, p, n_resamples, seed)
+        if is_probability
+        else None,
+        slope=line.slope if line and math.isfinite(line.slope) else None,
+        intercept=line.intercept if line and math.isfinite(line.intercept) else None,
+        ece=ece(y, p) if is_probability else None,
+        auroc_behind=behind,
+    )
+
+
+def _baseline_rows(name: str, frame: pl.DataFrame, labelled: pl.DataFrame) -> pl.DataFrame:
+    stay = [schema.SUBJECT_ID, schema.PREDICTION_TIME]
+    missing = [c for c in (*stay, "probability") if c not in frame.columns]
+    if missing or frame.select(stay).is_duplicated().any():
+        raise FormatError(
+            f"lacks {', '.join(missing)}" if missing else "a stay has two scores",
+            code="bad_baseline",
+            place=name,
+            remedy="One row a stay: subject_id, prediction_time, probability.",
+        )
+    other = frame.select(
+        pl.col(schema.SUBJECT_ID).cast(pl.Int64),
+        pl.col(schema.PREDICTION_TIME).cast(pl.Datetime("us")),
+        pl.col("probability").cast(pl.Float64).fill_nan(None).alias("_other"),
+    )
+    return labelled.join(other.drop_nulls("_other"), on=stay, how="inner").sort(stay)
+
+
+def _subgroups(
+    labelled: pl.DataFrame, groups: pl.DataFrame | None, seed: int
+) -> pl.DataFrame | None:
+    from tsfm.evaluation.subgroups import PROBABILITY, subgroup_table
+
+    if groups is None or not labelled.height:
+        return None
+    key = [c for c in (schema.SUBJECT_ID, schema.PREDICTION_TIME) if c in groups.columns]
+    columns = [c for c in groups.columns if c not in key]
+    joined = labelled.rename({"probability": PROBABILITY}).join(
+        groups.unique(key, maintain_order=True), on=key, how="left"
+    )
+    return subgroup_table(joined, columns, seed=seed)
+
+
+def _outcomes(task: str, scores: pl.DataFrame, cohort: pl.DataFrame | None) -> Outcomes | None:
+    from tsfm.evaluation.competing_risks import observed_incidence
+    from tsfm.tasks.registry import TASKS
+
+    known = TASKS.get(task)
+    if cohort is None or known is None:
+        return None
+    stay = [schema.SUBJECT_ID, schema.PREDICTION_TIME]
+    rows = (
+        scores.filter((pl.col("status") == SCORED) & pl.col("probability_competing").is_not_null())
+        .join(cohort.filter("eligible").select(*stay, "outcome", "outcome_days"), on=stay)
+        .drop_nulls(["outcome", "outcome_days"])
+    )
+    if not rows.height:
+        return None
+    observed = observed_incidence(
+        rows["outcome"].to_list(), rows["outcome_days"].to_list(), known.horizon_days
+    )
+    if not math.isfinite(observed.event):
+        return None
+    positive = float(rows["probability"].cast(pl.Float64).mean())  # type: ignore[arg-type]
+    competing = float(rows["probability_competing"].cast(pl.Float64).mean())  # type: ignore[arg-type]
+    rest = 1 - positive - competing
+    event, none = (positive, rest) if known.positive == "event" else (rest, positive)
+    return Outcomes(
+        horizon_days=known.horizon_days,
+        n=rows.height,
+        predicted={"event": event, "competing": competing, "none": none},
+        observed=dict(observed._asdict()),
+        names={"event": known.event_name, "competing": known.competing_name},
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

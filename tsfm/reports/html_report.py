@@ -1,0 +1,312 @@
+"""The evaluation as one HTML page that can be sent, printed and archived.
+
+The page holds aggregates only, no row of a patient. It is one file: styles and figures are inside,
+there is no script, and its content policy forbids every request, so that it reads the same in an
+air-gapped hospital and in ten years. The same input gives the same bytes.
+
+Words are in `evaluation_report.html.j2`; figures come from `tsfm.reports.figures`, numbers from
+`tsfm.reports.evaluation_summary`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tsfm.evaluation.subgroups import SMALLEST_CELL
+from tsfm.reports.evaluation_data import EvaluationData, load_run
+from tsfm.reports.evaluation_summary import (
+    NOTHING,
+    Evaluation,
+    evaluate,
+    labels_and_scores,
+    number,
+    with_interval,
+)
+from tsfm.reports.tables import html_table
+
+TEMPLATE = "evaluation_report.html.j2"
+
+_GROUP_TITLES = {
+    "age_band": "Age",
+    "sex": "Sex",
+    "race": "Race or ethnicity",
+    "admission_type": "Admission type",
+}
+
+
+def write_report(
+    source: EvaluationData | str | Path,
+    path: str | Path,
+    *,
+    capacity: float = 0.10,
+    n_resamples: int = 1000,
+    evaluation: Evaluation | None = None,
+) -> Path:
+    """Write the report of a run; without known outcomes it holds scores and counts only.
+
+    Args:
+        source: Data of the evaluation, or the folder of a scoring run (see `load_run`).
+        path: HTML file to write; it is written whole or not at all.
+        capacity: Share of stays that can be looked at, a fraction.
+        n_resamples: Bootstrap resamples for each interval.
+        evaluation: Figures already computed from the same data; spares the time of a second
+            computation.
+
+    Raises:
+        TsfmError: What `load_run` and `evaluate` raise.
+    """
+    data = source if isinstance(source, EvaluationData) else load_run(source)
+    found = evaluation or evaluate(data, capacity=capacity, n_resamples=n_resamples)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.write_text(render_report(data, found), encoding="utf-8")
+    os.replace(temporary, target)
+    return target
+
+
+def render_report(data: EvaluationData, evaluation: Evaluation) -> str:
+    """The page as text."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = resources.files("tsfm.reports").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return environment.from_string(text).render(
+        outcome=data.outcome,
+        task=data.task,
+        model_name=data.model_name,
+        evaluation=evaluation,
+        ours=evaluation.models[0] if evaluation.models else None,
+        baselines=evaluation.models[1:],
+        chosen=evaluation.alerts.get(evaluation.capacity),
+        facts=_run_facts(data),
+        counts=_counts_table(data, evaluation),
+        unknown_codes=data.manifest.get("unknown_codes") or {},
+        clock=(data.manifest.get("dataset") or {}).get("clock", ""),
+        tables=_tables(evaluation),
+        figures=_figures(data, evaluation),
+        subgroup_tables=_subgroup_tables(evaluation.subgroups),
+        smallest_cell=SMALLEST_CELL,
+        share_text=_share_text,
+        number=number,
+        with_interval=with_interval,
+    )
+
+
+def _run_facts(data: EvaluationData) -> list[tuple[str, str]]:
+    """What a reader must know to repeat the run, as far as the manifest says it."""
+    manifest = data.manifest
+    dataset = manifest.get("dataset") or {}
+    clocks = {"utc": "UTC", "wall": "the source's local clock, offsets dropped"}
+    facts = [
+        ("Task", data.task),
+        ("Model", data.model_name),
+        ("Model hash (sha256)", manifest.get("model_hash")),
+        ("Data set", dataset.get("dataset_name")),
+        ("Data as of", manifest.get("data_as_of")),
+        ("Clock", clocks.get(dataset.get("clock", ""), dataset.get("clock"))),
+        ("Run", manifest.get("run_id")),
+        ("Run started", manifest.get("started")),
+        ("tsfm version", manifest.get("tsfm_version")),
+    ]
+    return [(name, str(value)) for name, value in facts if value]
+
+
+def _counts_table(data: EvaluationData, evaluation: Evaluation) -> Any:
+    from tsfm.scoring.run_manifest import StayCounts, count_stays
+
+    stored = data.manifest.get("counts")
+    counts = StayCounts(**stored) if stored else count_stays(data.scores, data.cohort)
+    # Without a cohort nobody says how many stays the task did not ask for.
+    rows = [("Stays looked at", counts.seen)] if stored or data.cohort is not None else []
+    rows += [(f"\N{EM DASH} not eligible: {_words(k)}", n) for k, n in counts.not_eligible.items()]
+    rows += [("Eligible stays", counts.eligible)]
+    rows += [(f"\N{EM DASH} not scored: {_words(k)}", n) for k, n in counts.not_scored.items()]
+    rows += [("Scored stays", counts.scored)]
+    rows += [("\N{EM DASH} with a known outcome", evaluation.n_labelled)]
+    return _markup(html_table(["", "Stays"], [[name, f"{n:,}"] for name, n in rows]))
+
+
+def _tables(evaluation: Evaluation) -> dict[str, Any]:
+    headers = ["Model", "Stays", "AUROC [95%]", "AUPRC [95%]", "Brier score [95%]"]
+    models = [
+        [
+            each.name,
+            f"{each.n:,}",
+            with_interval(each.auroc),
+            with_interval(each.auprc),
+            with_interval(each.brier, 4) if each.brier else NOTHING,
+        ]
+        for each in evaluation.models
+    ]
+    if len(evaluation.models) > 1:
+        headers.append("Our AUROC minus its [95%]")
+        for row, each in zip(models, evaluation.models, strict=True):
+            row.append(with_interval(each.auroc_behind) if each.auroc_behind else NOTHING)
+    calibration = [
+        [each.name, number(each.slope, 2), number(each.intercept, 2), number(each.ece, 4)]
+        for each in evaluation.models
+    ]
+    alerts = [
+        [
+            _share_text(share) + (" (chosen)" if share == evaluation.capacity else ""),
+            f"{found.n_alerts:,}",
+            number(found.threshold, 3),
+            f"{found.true_positives:,.0f}",
+            f"{found.ppv:.1%}",
+            f"{found.sensitivity:.1%}" if math.isfinite(found.sensitivity) else NOTHING,
+            number(found.number_needed_to_evaluate, 1),
+        ]
+        for share, found in evaluation.alerts.items()
+    ]
+    tables = {
+        "models": html_table(headers, models),
+        "calibration": html_table(
+            ["Model", "Slope", "Intercept", "Calibration error (ECE)"], calibration
+        ),
+        "alerts": html_table(
+            [
+                "Share alerted",
+                "Alerts",
+                "Lowest score",
+                "With the outcome",
+                "Positive predictive value",
+                "Sensitivity",
+                "Alerts for one outcome",
+            ],
+            alerts,
+        ),
+    }
+    if evaluation.outcomes is not None:
+        found = evaluation.outcomes
+        names = {**found.names, "none": "neither"}
+        tables["outcomes"] = html_table(
+            ["Outcome", "Mean predicted", "Observed", "Observed / predicted"],
+            [
+                [
+                    name,
+                    f"{found.predicted[key]:.1%}",
+                    f"{found.observed[key]:.1%}",
+                    number(_ratio(found.observed[key], found.predicted[key]), 2),
+                ]
+                for key, name in names.items()
+            ],
+        )
+    return {name: _markup(text) for name, text in tables.items()}
+
+
+def _figures(data: EvaluationData, evaluation: Evaluation) -> dict[str, Any]:
+    from tsfm.reports import figures
+
+    outcome = data.outcome
+    if not evaluation.models:
+        p = data.scores["probability"].drop_nulls().to_numpy()
+        drawn = {}
+        if p.size:
+            drawn["scores"] = (
+                figures.score_histogram(p, outcome=outcome),
+                f"Histogram of predicted probabilities of {outcome}",
+            )
+    else:
+        ours = evaluation.models[0]
+        y, p = labels_and_scores(evaluation.labelled)
+        drawn = {
+            "calibration": (
+                figures.reliability_plot(
+                    y, p, slope=ours.slope, intercept=ours.intercept, outcome=outcome
+                ),
+                "Calibration plot: observed share against predicted probability",
+            ),
+            "capacity": (
+                figures.capacity_plot(
+                    y, p, chosen=evaluation.capacity, most=max(0.5, evaluation.capacity)
+                ),
+                "Sensitivity and positive predictive value against the share of stays alerted",
+            ),
+        }
+        if 0 < ours.n_events < ours.n:
+            curves = {ours.name: (y, p)}
+            for each in evaluation.models[1:]:
+                rows = evaluation.baseline_scores[each.name]
+                curves[each.name] = labels_and_scores(rows, "_other")
+            drawn["roc"] = (figures.roc_plot(curves), "ROC curves")
+            drawn["precision"] = (
+                figures.precision_recall_plot(curves),
+                "Positive predictive value against sensitivity",
+            )
+    return {
+        name: _markup(figures.figure_to_svg(figure, name=name, title=title))
+        for name, (figure, title) in drawn.items()
+    }
+
+
+def _subgroup_tables(table: pl.DataFrame | None) -> list[Any]:
+    """One table a column; where one group alone is suppressed, the next smallest is too.
+
+    Otherwise the hidden group's size would be the total less the others.
+    """
+    if table is None:
+        return []
+    headers = [
+        "Stays",
+        "Subjects",
+        "Observed",
+        "Mean predicted",
+        "Obs. / pred.",
+        "AUROC [95%]",
+    ]
+    found: list[Any] = []
+    for (column,), part in table.group_by(["column"], maintain_order=True):
+        hidden = set(part.filter("suppressed")["group"])
+        if len(hidden) == 1 and part.height > 1:
+            hidden.add(part.filter(~pl.col("suppressed")).sort("n_subjects")["group"][0])
+        rows = [
+            [row["group"], "not shown", *[""] * (len(headers) - 1)]
+            if row["group"] in hidden
+            else _subgroup_cells(row)
+            for row in part.iter_rows(named=True)
+        ]
+        title = _GROUP_TITLES.get(str(column), _words(str(column)).capitalize())
+        found.append(_markup(html_table([title, *headers], rows)))
+    return found
+
+
+def _subgroup_cells(row: Mapping[str, Any]) -> list[str]:
+    bounds = f"[{number(row['auroc_low'], 2)}, {number(row['auroc_high'], 2)}]"
+    return [
+        row["group"],
+        f"{row['n']:,}",
+        f"{row['n_subjects']:,}",
+        f"{row['prevalence']:.1%}",
+        f"{row['mean_predicted']:.1%}",
+        number(row["observed_to_expected"], 2),
+        NOTHING if row["auroc"] is None else f"{number(row['auroc'], 2)} {bounds}",
+    ]
+
+
+def _share_text(share: float) -> str:
+    return f"{share:.1%}".replace(".0%", "%")
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below > 0 else None
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _markup(html: str) -> Any:
+    from markupsafe import Markup
+
+    # Built by `html_table` and `figure_to_svg`, which escape what they are given.
+    return Markup(html)
