@@ -30,7 +30,7 @@ from tsfm.errors import FormatError, LimitExceeded
 LINE = "_line"
 """Column of a row's number in the file: the header is 1; blank lines do not count."""
 
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 32 << 20
 MAX_GZIP_RATIO = 250
 _RATIO_FREE_BYTES = 64 << 20
 _HEADER_BYTES = 1 << 20

@@ -3,7 +3,7 @@
 
 `MEDICATION//<name>//<kind>`, with RxNorm's code as the name where there is one:
 `MEDICATION//RXNORM//197361//ORDERED`. The numeric value is the dose and the text its unit. Doses
-given in MIMIC's intensive care units are infusions with a start and, where it is known, an end.
+given in MIMIC's intensive care units are infusions with a start and an end.
 """
 
 from __future__ import annotations
@@ -124,13 +124,12 @@ def _add_infusion(row: MedicationAdministration, events: EventBatch) -> str:
     stay = _stay(row, events)
     amount, unit = _measure(row.dosage.dose if row.dosage else None)
     rate, rate_unit = _measure(row.dosage.rate_quantity if row.dosage else None)
-    code = codes.join(INFUSION_START, *parts)
-    if end is None:
-        events.add(subject, code, *start, stay, amount, unit, text)
-        return ""
-    events.add(subject, code, *start, stay, rate, rate_unit, text)
-    code = codes.join(INFUSION_END, *parts)
-    events.add(subject, code, end.us, end.end_us, stay, amount, unit, text)
+    # A bolus starts and ends at once: its amount must not share a code with others' rates.
+    ended = (end.us, end.end_us) if end else start
+    start_code, end_code = codes.join(INFUSION_START, *parts), codes.join(INFUSION_END, *parts)
+    events.add(subject, start_code, *start, stay, rate, rate_unit, text)
+    if end or not period:
+        events.add(subject, end_code, *ended, stay, amount, unit, text)
     return ""
 
 

@@ -34,9 +34,6 @@ _OFFSET = re.compile(r"Z|[+-]\d\d:\d\d$")
 _FLOAT32_MAX = 3.4028234e38
 
 
-Event = tuple[int, int | None, str, float | None, str | None, int | None, int | None]
-"""Subject, time, code, value, text, available time, encounter; times in microseconds."""
-
 _COLUMNS: dict[str, Any] = {
     schema.SUBJECT_ID: pl.Int64,
     schema.TIME: pl.Int64,
@@ -117,7 +114,9 @@ class EventBatch:
         self.measurement_codes: dict[tuple[str, str, str, str], tuple[str, bool]] = {}
         self.counts: Counter[str] = Counter()  # facts for the summary's notes
         self.n_taken = 0  # events handed over by `take` so far
-        self.rows: list[Event] = []
+        self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+        self.codes: list[str] = self._columns[schema.CODE]
+        self._appends = tuple(column.append for column in self._columns.values())
 
     def add(
         self,
@@ -133,7 +132,15 @@ class EventBatch:
         """Append one event; times in microseconds on the data set's clock."""
         known = time if available is None else available
         encounter = None if stay is None else stay.encounter_id
-        self.rows.append((subject, time, code, value, text, known, encounter))
+        # Bound once: a list of tuples would cost the garbage collector more than all appends.
+        add_subject, add_time, add_code, add_value, add_text, add_known, add_stay = self._appends
+        add_subject(subject)
+        add_time(time)
+        add_code(code)
+        add_value(value)
+        add_text(text)
+        add_known(known)
+        add_stay(encounter)
         if description and code not in self.descriptions:
             self.descriptions[code] = description
 
@@ -183,15 +190,12 @@ class EventBatch:
 
     def take(self) -> pl.DataFrame:
         """The collected events as a frame for `EventWriter.add`; collecting starts anew."""
-        self.n_taken += len(self.rows)
-        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(_COLUMNS)
+        self.n_taken += len(self.codes)
         frame = pl.DataFrame(
-            [
-                pl.Series(name, column, kind)
-                for (name, kind), column in zip(_COLUMNS.items(), columns, strict=True)
-            ]
+            [pl.Series(name, self._columns[name], kind) for name, kind in _COLUMNS.items()]
         )
-        self.rows.clear()
+        for column in self._columns.values():
+            column.clear()
         moment = pl.Datetime("us")
         return frame.with_columns(
             pl.col(schema.TIME).cast(moment), pl.col(schema.AVAILABLE_TIME).cast(moment)

@@ -214,7 +214,7 @@ def _write_events(
             ignored[kind] += 1
         else:
             quarantine_row(survey.quarantine, outcome, raw, block, index, kind)
-        if len(events.rows) >= _BATCH_EVENTS:
+        if len(events.codes) >= _BATCH_EVENTS:
             latest = _flush(events, writer, latest)
     latest = _flush(events, writer, latest)
     counts = Counter({name: n for (name, _, _), n in zip(table, used, strict=True) if n})

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tsfm.kernels.causal_conv import causal_conv1d
+from tsfm.kernels.gated_norm import gated_rms_norm
 from tsfm.kernels.selective_scan import selective_scan
 
 
@@ -115,7 +116,6 @@ class MambaBlock(nn.Module):
             -torch.exp(self.A_log),
             parts[1].contiguous(),
             parts[2].contiguous(),
-            self.D,
             gap=gap_hours,
             gap_rate=torch.exp(self.log_gap_rate),
             delta_bias=self.dt_proj.bias,
@@ -123,7 +123,7 @@ class MambaBlock(nn.Module):
             input=self.config.input,
             cu_seqlens=cu_seqlens,
         )
-        return self.out_proj(self.norm(y * F.silu(z)))
+        return self.out_proj(gated_rms_norm(y, u, z, self.D, self.norm.weight, self.norm.eps))
 
 
 class Mamba(nn.Module):

@@ -87,7 +87,8 @@ def clean_part(part: str | int | float | None) -> str:
     text = " ".join(str(part).split()) if not isinstance(part, int) else str(part)
     while SEPARATOR in text:
         text = text.replace(SEPARATOR, "/")
-    text = text.strip("/") or UNKNOWN
+    # A part may begin with a slash (the unit /min) but not end with one, next to the separator.
+    text = text.rstrip("/ ") or UNKNOWN
     return text[:MAX_PART_LENGTH]
 
 

@@ -138,3 +138,19 @@ def test_a_dispense_takes_the_best_time_there_is(
     _, events, _ = ingest_rows(make("MedicationDispense", **drug, **fields), order, PATIENT, STAY)
     row = events["MEDICATION//Aspirin//DISPENSED"]
     assert (row["time"], row["available_time"]) == (day(time), day(available))
+
+
+def test_an_icu_bolus_has_its_amount_at_its_end_and_no_rate(ingest_rows) -> None:
+    row = make(
+        "MedicationAdministration",
+        meta={"profile": [f"{MIMIC}/StructureDefinition/mimic-medication-administration-icu"]},
+        status="completed",
+        effectiveDateTime="2020-01-02T08:00:00Z",
+        medicationCodeableConcept=concept(f"{MIMIC}/CodeSystem/mimic-medication-icu", "225158"),
+        dosage={"dose": {"value": 100, "unit": "ml"}},
+        **OF_PATIENT,
+    )
+    _, events, _ = ingest_rows(PATIENT, row)
+    start, end = events["INFUSION_START//225158"], events["INFUSION_END//225158"]
+    assert (start["numeric_value"], end["numeric_value"]) == (None, 100.0)
+    assert start["time"] == end["time"] == day("2020-01-02T08:00")

@@ -256,7 +256,7 @@ def test_events_do_not_depend_on_where_chunks_are_cut(
 ) -> None:
     src = data_dir("mimic-iv-demo")
     whole, summary = ingest(src, tmp_path / "whole")
-    cut, cut_summary = ingest(src, tmp_path / "cut", block_bytes=1 << 15)
+    cut, cut_summary = ingest(src, tmp_path / "cut", block_bytes=1 << 18)
     assert cut.equals(whole)
     for counts in ("rows_read", "rows_used", "rows_ignored", "quarantined"):
         assert getattr(cut_summary, counts) == getattr(summary, counts)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
 from tsfm.errors import FormatError, InputError
-from tsfm.reports.evaluation_data import EvaluationData, load_run
+from tsfm.reports.evaluation_data import EvaluationData
 from tsfm.reports.evaluation_summary import NOTHING, Evaluation, evaluate, labels_and_scores
 
 
@@ -138,37 +137,3 @@ def test_a_baseline_with_two_scores_for_a_stay_is_refused(run: EvaluationData) -
         evaluate(replace(run, baselines={"noisy": twice}))
     with pytest.raises(FormatError, match="bad_baseline"):
         evaluate(replace(run, baselines={"noisy": twice.drop("probability")}))
-
-
-def test_a_run_folder_gives_the_data_back(run: EvaluationData, tmp_path: Path) -> None:
-    from tsfm import schema
-    from tsfm.event_table import write_table
-    from tsfm.scoring.predictions import write_scores
-    from tsfm.scoring.run_manifest import RunManifest, count_stays
-
-    assert run.labels is not None
-    write_scores(run.scores, tmp_path / "scores.parquet")
-    write_table(
-        schema.align(run.labels.to_arrow(), schema.LABELS), tmp_path / "labels" / "labels.parquet"
-    )
-    manifest = RunManifest(
-        run_id="r",
-        task=run.task,
-        model_name="demo",
-        model_hash="ab" * 32,
-        inputs={},
-        dataset={"clock": "utc"},
-        seed=0,
-        threads=1,
-        started="2026-03-01T00:00:00+00:00",
-        ended="2026-03-01T00:01:00+00:00",
-        counts=count_stays(run.scores, run.cohort),
-    )
-    manifest.write(tmp_path / "run.json")
-    data = load_run(tmp_path, labels_dir=tmp_path / "labels")
-    assert (data.task, data.model_name) == (run.task, "demo")
-    assert data.scores.height == run.scores.height
-    assert data.labels is not None
-    assert data.labels.height == run.labels.height
-    assert data.cohort is None
-    assert load_run(tmp_path).labels is None

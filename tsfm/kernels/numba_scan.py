@@ -48,7 +48,7 @@ def _exp2(x: Any) -> Any:
 
 
 @numba.njit(parallel=True, **_JIT)
-def _forward(v, s, A, B, C, first, sequence, h0, zoh, y, checkpoints, finals, last):
+def _forward(v, step, gap, rate, A, B, C, first, sequence, h0, zoh, y, checkpoints, finals, last):
     n_tokens, n_channels = v.shape
     n_state = A.shape[0]
     n_blocks = (n_channels + BLOCK - 1) // BLOCK
@@ -57,6 +57,7 @@ def _forward(v, s, A, B, C, first, sequence, h0, zoh, y, checkpoints, finals, la
         width = min(BLOCK, n_channels - low)
         h = np.zeros((n_state, BLOCK), np.float32)
         out = np.zeros(BLOCK, np.float32)
+        s = np.zeros(BLOCK, np.float32)
         for t in range(n_tokens):
             if first[t]:
                 for n in range(n_state):
@@ -66,20 +67,22 @@ def _forward(v, s, A, B, C, first, sequence, h0, zoh, y, checkpoints, finals, la
                 for n in range(n_state):
                     for d in range(width):
                         checkpoints[t // CHECKPOINT, n, low + d] = h[n, d]
+            for d in range(width):
+                s[d] = step[t, low + d] + gap[t] * rate[low + d]
             for d in range(BLOCK):
                 out[d] = np.float32(0.0)
             for n in range(n_state):
                 b, c = B[t, n], C[t, n]
                 if zoh:
                     for d in range(width):
-                        a = _exp2(A[n, low + d] * s[t, low + d] * _LOG2E)
-                        x = A[n, low + d] * s[t, low + d]
-                        w = _held(x, a, A[n, low + d], s[t, low + d])
+                        a = _exp2(A[n, low + d] * s[d] * _LOG2E)
+                        x = A[n, low + d] * s[d]
+                        w = _held(x, a, A[n, low + d], s[d])
                         h[n, d] = a * h[n, d] + w * b * v[t, low + d]
                         out[d] += c * h[n, d]
                 else:
                     for d in range(width):
-                        a = _exp2(A[n, low + d] * s[t, low + d] * _LOG2E)
+                        a = _exp2(A[n, low + d] * s[d] * _LOG2E)
                         h[n, d] = a * h[n, d] + b * v[t, low + d]
                         out[d] += c * h[n, d]
             for d in range(width):
@@ -110,8 +113,8 @@ def _held_by_rate(x: Any, a: Any, rate: Any, s: Any) -> Any:
 
 @numba.njit(parallel=True, **_JIT)
 def _backward(
-    v, s, A, B, C, first, sequence, h0, zoh, checkpoints, last,
-    dy, dfinal, dv, ds, dA, dB, dC, dh0,
+    v, step, gap, rate, A, B, C, first, sequence, h0, zoh, checkpoints, last,
+    dy, dfinal, dv, dstep, drate, dA, dB, dC, dh0,
 ):  # fmt: skip
     n_tokens, n_channels = v.shape
     n_state = A.shape[0]
@@ -123,6 +126,7 @@ def _backward(
         g = np.zeros((n_state, BLOCK), np.float32)
         decays = np.zeros((CHECKPOINT, n_state, BLOCK), np.float32)
         states = np.zeros((CHECKPOINT + 1, n_state, BLOCK), np.float32)
+        s = np.zeros((CHECKPOINT, BLOCK), np.float32)
         sum_v = np.zeros(BLOCK, np.float32)
         sum_s = np.zeros(BLOCK, np.float32)
         for stretch in range(n_stretches - 1, -1, -1):
@@ -133,17 +137,19 @@ def _backward(
                     states[0, n, d] = checkpoints[stretch, n, low + d]
             for t in range(start, stop):
                 k = t - start
+                for d in range(width):
+                    s[k, d] = step[t, low + d] + gap[t] * rate[low + d]
                 for n in range(n_state):
                     b = B[t, n]
                     if first[t]:  # slot k is the state before token t: a new subject's own
                         for d in range(width):
                             states[k, n, d] = h0[sequence[t], n, low + d]
                     for d in range(width):
-                        rate = A[n, low + d]
-                        x = rate * s[t, low + d]
+                        pace = A[n, low + d]
+                        x = pace * s[k, d]
                         a = _exp2(x * _LOG2E)
                         decays[k, n, d] = a
-                        w = _held(x, a, rate, s[t, low + d]) if zoh else np.float32(1.0)
+                        w = _held(x, a, pace, s[k, d]) if zoh else np.float32(1.0)
                         states[k + 1, n, d] = a * states[k, n, d] + w * b * v[t, low + d]
             for t in range(stop - 1, start - 1, -1):
                 k = t - start
@@ -158,33 +164,45 @@ def _backward(
                     b, c = B[t, n], C[t, n]
                     to_b = np.float32(0.0)
                     to_c = np.float32(0.0)
-                    for d in range(width):
-                        before = states[k, n, d]
-                        rate = A[n, low + d]
-                        step = s[t, low + d]
-                        x = rate * step
-                        a = decays[k, n, d]
-                        value = v[t, low + d]
-                        w = _held(x, a, rate, step) if zoh else np.float32(1.0)
-                        after = a * before + w * b * value
-                        gn = g[n, d] + dy[t, low + d] * c
-                        to_c += dy[t, low + d] * after
-                        to_b += gn * w * value
-                        sum_v[d] += gn * w * b
-                        flow = gn * a * before
-                        slope = flow * rate
-                        by_rate = flow * step
-                        if zoh:
-                            slope += gn * b * value * a
-                            by_rate += gn * b * value * _held_by_rate(x, a, rate, step)
-                        sum_s[d] += slope
-                        dA[n, low + d] += by_rate
-                        g[n, d] = gn * a
+                    if zoh:
+                        for d in range(width):
+                            before = states[k, n, d]
+                            pace = A[n, low + d]
+                            x = pace * s[k, d]
+                            a = decays[k, n, d]
+                            value = v[t, low + d]
+                            w = _held(x, a, pace, s[k, d])
+                            gn = g[n, d] + dy[t, low + d] * c
+                            to_c += dy[t, low + d] * (a * before + w * b * value)
+                            to_b += gn * w * value
+                            sum_v[d] += gn * w * b
+                            flow = gn * a * before
+                            arrived = gn * b * value
+                            sum_s[d] += flow * pace + arrived * a
+                            dA[n, low + d] += flow * s[k, d] + arrived * _held_by_rate(
+                                x, a, pace, s[k, d]
+                            )
+                            g[n, d] = gn * a
+                    else:
+                        for d in range(width):
+                            before = states[k, n, d]
+                            a = decays[k, n, d]
+                            value = v[t, low + d]
+                            gn = g[n, d] + dy[t, low + d] * c
+                            to_c += dy[t, low + d] * (a * before + b * value)
+                            to_b += gn * value
+                            sum_v[d] += gn * b
+                            ga = gn * a
+                            flow = ga * before
+                            sum_s[d] += flow * A[n, low + d]
+                            dA[n, low + d] += flow * s[k, d]
+                            g[n, d] = ga
                     dB[block, t, n] = to_b
                     dC[block, t, n] = to_c
                 for d in range(width):
                     dv[t, low + d] = sum_v[d]
-                    ds[t, low + d] = sum_s[d]
+                    dstep[t, low + d] = sum_s[d]
+                    drate[low + d] += sum_s[d] * gap[t]
                 if first[t]:
                     for n in range(n_state):
                         for d in range(width):
@@ -195,7 +213,7 @@ class NumbaScan(torch.autograd.Function):
     """Autograd wrapper of the two compiled loops; float32, contiguous, CPU."""
 
     @staticmethod
-    def forward(ctx: Any, v, s, A, B, C, starts, ends, initial_state, zoh):
+    def forward(ctx: Any, v, step, gap, rate, A, B, C, starts, ends, initial_state, zoh):
         """Run the scan; see `scan` for the shapes."""
         n_tokens, n_channels = v.shape
         n_state = A.shape[1]
@@ -212,7 +230,9 @@ class NumbaScan(torch.autograd.Function):
         )
         arrays = (
             v.detach().contiguous().numpy(),
-            s.detach().contiguous().numpy(),
+            step.detach().contiguous().numpy(),
+            gap.detach().contiguous().numpy(),
+            rate.detach().contiguous().numpy(),
             np.ascontiguousarray(A.detach().numpy().T),
             B.detach().contiguous().numpy(),
             C.detach().contiguous().numpy(),
@@ -232,7 +252,7 @@ class NumbaScan(torch.autograd.Function):
         """Gradients of all floating inputs and the initial state."""
         dy, dfinal = gradients
         arrays, first, sequence, h0, zoh, checkpoints, last = ctx.saved
-        v, s, A, B, C = arrays
+        v, step, gap, rate, A, B, C = arrays
         n_tokens, n_channels = v.shape
         n_state = A.shape[0]
         n_blocks = -(-n_channels // BLOCK)
@@ -242,18 +262,20 @@ class NumbaScan(torch.autograd.Function):
             else np.ascontiguousarray(dfinal.numpy().transpose(0, 2, 1))
         )
         grad_y = np.zeros_like(v) if dy is None else dy.contiguous().numpy()
-        dv, ds = np.empty_like(v), np.empty_like(v)
+        dv, dstep, drate = np.empty_like(v), np.empty_like(v), np.zeros_like(rate)
         dA = np.zeros_like(A)
         dB = np.empty((n_blocks, n_tokens, n_state), np.float32)
         dC = np.empty_like(dB)
         dh0 = np.zeros_like(h0)
         _backward(
-            v, s, A, B, C, first, sequence, h0, zoh, checkpoints, last,
-            grad_y, final, dv, ds, dA, dB, dC, dh0,
+            v, step, gap, rate, A, B, C, first, sequence, h0, zoh, checkpoints, last,
+            grad_y, final, dv, dstep, drate, dA, dB, dC, dh0,
         )  # fmt: skip
         return (
             torch.from_numpy(dv),
-            torch.from_numpy(ds),
+            torch.from_numpy(dstep),
+            torch.from_numpy((dstep * rate).sum(1)) if ctx.needs_input_grad[2] else None,
+            torch.from_numpy(drate),
             torch.from_numpy(np.ascontiguousarray(dA.T)),
             torch.from_numpy(dB.sum(0)),
             torch.from_numpy(dC.sum(0)),
@@ -268,7 +290,9 @@ class NumbaScan(torch.autograd.Function):
 
 def scan(
     v: Tensor,
-    s: Tensor,
+    step: Tensor,
+    gap: Tensor,
+    rate: Tensor,
     A: Tensor,
     B: Tensor,
     C: Tensor,
@@ -282,7 +306,9 @@ def scan(
 
     Args:
         v: Input a channel, (T, D); for `zoh` it is weighted by (exp(A s) - 1) / A inside.
-        s: Elapsed time a channel, (T, D), not negative.
+        step: What the content asks to forget, (T, D), not negative.
+        gap: Hours since the token before, (T,); the channel feels step + gap * rate.
+        rate: (D,), 1/hours.
         A: Rates, (D, N), negative.
         B: Input gate, (T, N).
         C: Read-out, (T, N).
@@ -295,4 +321,4 @@ def scan(
         y (T, D) and the final states (S, D, N).
     """
     numba.set_num_threads(min(torch.get_num_threads(), _MOST_THREADS))
-    return NumbaScan.apply(v, s, A, B, C, starts, ends, initial_state, zoh)
+    return NumbaScan.apply(v, step, gap, rate, A, B, C, starts, ends, initial_state, zoh)

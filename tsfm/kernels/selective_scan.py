@@ -115,16 +115,19 @@ def selective_scan(
     if delta_softplus:
         step = F.softplus(step)
     elapsed = step
-    if gap is not None:
-        if gap_rate is None:
-            raise InputError(
-                "gap without gap_rate", code="missing_gap_rate", place="gap_rate",
-                remedy="Give the channels' rates in 1/hours.",
-            )  # fmt: skip
-        elapsed = step + gap.unsqueeze(-1) * gap_rate
+    if gap is None:
+        gap, gap_rate = u.new_zeros(u.shape[0]), u.new_zeros(u.shape[1])
+    elif gap_rate is None:
+        raise InputError(
+            "gap without gap_rate",
+            code="missing_gap_rate",
+            place="gap_rate",
+            remedy="Give the channels' rates in 1/hours.",
+        )
+    assert gap_rate is not None
 
     name = backend or choose_backend(device=u.device, dtype=u.dtype, input=input)
-    y, final = _run(name, u, step, elapsed, A, B, C, starts, ends, initial_state, input)
+    y, final = _run(name, u, step, gap, gap_rate, A, B, C, starts, ends, initial_state, input)
     if D is not None:
         y = y + u * D
     if order is not None:
@@ -139,7 +142,8 @@ def _run(
     name: str,
     u: Tensor,
     step: Tensor,
-    elapsed: Tensor,
+    gap: Tensor,
+    gap_rate: Tensor,
     A: Tensor,
     B: Tensor,
     C: Tensor,
@@ -158,13 +162,14 @@ def _run(
         from tsfm.kernels import numba_scan
 
         return numba_scan.scan(
-            weighted, elapsed, A, B, C, starts, ends, initial_state, zoh=input == "zoh"
+            weighted, step, gap, gap_rate, A, B, C, starts, ends, initial_state, zoh=input == "zoh"
         )
     if name not in BACKENDS:
         raise InputError(
             f"unknown backend '{name}'", code="unknown_backend", place="backend",
             remedy=f"Use one of {', '.join(BACKENDS)}.",
         )  # fmt: skip
+    elapsed = step + gap.unsqueeze(-1) * gap_rate
     decay = torch.exp(A * elapsed.unsqueeze(-1))
     x = weighted.unsqueeze(-1) * B.unsqueeze(1)
     if input == "zoh":

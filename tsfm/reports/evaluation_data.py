@@ -57,33 +57,45 @@ def load_run(
     """Read what a scoring run left behind.
 
     Args:
-        run_dir: Folder with `scores.parquet` and `run.json`.
-        labels_dir: Folder with `labels.parquet` and `cohort.parquet`; by default the run's own.
-        subgroups: See `EvaluationData`.
-        baselines: See `EvaluationData`.
+        run_dir: Folder with `scores.parquet` and `run.json`; what else may be there is
+            `labels.parquet`, `cohort.parquet`, `groups.parquet` (the subgroups) and
+            `baselines/<name>.parquet`.
+        labels_dir: Folder with `labels.parquet` and `cohort.parquet`, where they are not the
+            run's own.
+        subgroups: Instead of `groups.parquet`.
+        baselines: Instead of `baselines/`.
 
     Raises:
         InputError: `run_dir` holds no scores or no manifest.
     """
-    from tsfm.event_table import read_table
     from tsfm.scoring.predictions import read_scores
     from tsfm.scoring.run_manifest import FILE_NAME, RunManifest
 
     run = Path(run_dir)
     answers = Path(labels_dir) if labels_dir is not None else run
     manifest = RunManifest.read(run / FILE_NAME)
-
-    def optional(path: Path) -> pl.DataFrame | None:
-        frame = pl.from_arrow(read_table(path)) if path.exists() else None
-        return frame if isinstance(frame, pl.DataFrame) else None
-
+    if baselines is None:
+        paths = sorted((run / "baselines").glob("*.parquet"))
+        baselines = {path.stem: _read(path) for path in paths}
     return EvaluationData(
         task=manifest.task,
         model_name=manifest.model_name,
         scores=read_scores(run / "scores.parquet"),
-        labels=optional(answers / "labels.parquet"),
-        cohort=optional(answers / "cohort.parquet"),
-        subgroups=subgroups,
-        baselines=baselines or {},
+        labels=_read_if_there(answers / "labels.parquet"),
+        cohort=_read_if_there(answers / "cohort.parquet"),
+        subgroups=_read_if_there(run / "groups.parquet") if subgroups is None else subgroups,
+        baselines=baselines,
         manifest=manifest.as_dict(),
     )
+
+
+def _read(path: Path) -> pl.DataFrame:
+    from tsfm.event_table import read_table
+
+    frame = pl.from_arrow(read_table(path))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _read_if_there(path: Path) -> pl.DataFrame | None:
+    return _read(path) if path.exists() else None

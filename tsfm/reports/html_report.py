@@ -31,14 +31,10 @@ from tsfm.reports.evaluation_summary import (
 )
 from tsfm.reports.tables import html_table
 
+FILE_NAME = "report.html"
 TEMPLATE = "evaluation_report.html.j2"
 
-_GROUP_TITLES = {
-    "age_band": "Age",
-    "sex": "Sex",
-    "race": "Race or ethnicity",
-    "admission_type": "Admission type",
-}
+_GROUP_TITLES = {"age_band": "Age", "race": "Race or ethnicity"}
 
 
 def write_report(
@@ -70,6 +66,19 @@ def write_report(
     temporary.write_text(render_report(data, found), encoding="utf-8")
     os.replace(temporary, target)
     return target
+
+
+def write_run_report(run_dir: str | Path, *, capacity: float = 0.10) -> Path:
+    """Write `report.html` into the folder of a scoring run and return its path.
+
+    Args:
+        run_dir: Folder of the run; see `load_run`.
+        capacity: Share of stays that can be looked at, a fraction.
+
+    Raises:
+        TsfmError: What `load_run` and `evaluate` raise.
+    """
+    return write_report(run_dir, Path(run_dir) / FILE_NAME, capacity=capacity)
 
 
 def render_report(data: EvaluationData, evaluation: Evaluation) -> str:

@@ -14,7 +14,6 @@ nothing about real patients.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,7 +94,7 @@ def simulate_hospital(
     n_patients: int = 6000,
     seed: int = 0,
     waveform_fraction: float = 0.01,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | None = None,
 ) -> HospitalSummary:
     """Simulate a hospital and write its export, its records and the truth.
 
@@ -107,7 +106,7 @@ def simulate_hospital(
         n_patients: Patients to simulate.
         seed: Of the random generators.
         waveform_fraction: Share of stays with a WFDB record of 30 s.
-        progress: Called with patients done and patients in all; by default a bar on a terminal.
+        progress: Whether to show a bar; by default only on a terminal.
 
     Raises:
         InputError: A bad argument, or the folder is in use.
@@ -135,9 +134,14 @@ def simulate_hospital(
     n_stays = 0
     with (
         FhirWriter(fhir_dir, export=export, zone=ZONE) as writer,
-        tqdm(total=n_patients, unit="patient", disable=True if progress else None) as bar,
+        tqdm(
+            range(n_patients),
+            desc="simulate",
+            unit="patient",
+            disable=None if progress is None else not progress,
+        ) as numbers,
     ):
-        for i in range(n_patients):
+        for i in numbers:
             rng = np.random.default_rng([seed, i])
             course = simulate_course(rng, f"sim-{i:06d}", start=start, end=export)
             writer.add(course.chart)
@@ -146,9 +150,6 @@ def simulate_hospital(
             # An own generator: the share of recorded stays must not change the courses.
             waves = np.random.default_rng([seed, i, 1])
             records += _write_records(root / "wfdb", waves, course.chart, export, waveform_fraction)
-            bar.update()
-            if progress:
-                progress(i + 1, n_patients)
         writer.finish()
     table = pa.table(truth, schema=TRUTH)
     write_table(table, root / "truth.parquet")

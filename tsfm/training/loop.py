@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +27,8 @@ from tsfm.kernels.heap import keep_freed_memory
 from tsfm.models.timeline import TimelineModel
 from tsfm.training.checkpoints import load_checkpoint, save_checkpoint
 from tsfm.training.optimizer import WeightAverage, learning_rate, make_optimizer
+
+logger = logging.getLogger("tsfm")
 
 BatchLoss = Callable[[TimelineModel, Batch, Tensor], tuple[Tensor, float, dict[str, float]] | None]
 """Loss of a batch from its hidden states: the loss, its weight in a mean, and its parts. None where
@@ -186,6 +189,7 @@ def train(
             }
         )
         state["epoch"] = epoch + 1
+        logger.info("%s epoch %d: %s", what, epoch + 1, history[-1])
         save_checkpoint(
             checkpoint, model=model, average=average, optimizer=optimizer, state=state, best=best
         )

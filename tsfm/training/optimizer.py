@@ -26,7 +26,7 @@ def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch
         },
         {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
 
 
 def learning_rate(step: int, *, n_steps: int, warmup: int, peak: float) -> float:

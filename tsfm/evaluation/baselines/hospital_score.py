@@ -7,10 +7,9 @@ or more 2.
 
 Approximations, since an event table need not name services: oncology is a cancer diagnosis known at
 the prediction time (Charlson's malignancy or metastasis, whether or not it is why the patient came)
-or a unit or service of the stay whose name says oncology. Any PROCEDURE
-event of the stay counts, bedside ones too, if it is known by the prediction time; those billed days
-later don't. A value that was not measured in the stay scores 0,
-and `n_missing_labs` says so.
+or a unit or service of the stay whose name says oncology. Any PROCEDURE event of the stay counts,
+bedside ones too, if it is known by the prediction time; those billed days later don't. A value that
+was not measured in the stay scores 0, and `n_missing_labs` says so.
 """
 
 from __future__ import annotations

@@ -1,0 +1,112 @@
+"""Skip, gate and norm compiled for the CPU by numba; see `tsfm.kernels.gated_norm`.
+
+Tokens are cut into stretches that run in parallel. The gradients of the skip and of the scale are
+summed a stretch and added in a fixed order, so the same input gives the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+STRETCH = 256
+_LOG2E = np.float32(1.4426950408889634)
+_JIT: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_FLAGS = {"contract", "arcp", "nsz", "reassoc"}
+
+
+@numba.njit(inline="always", fastmath={"contract", "arcp", "nsz"})
+def _sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x)) from a power of two of -|x|, so that the loop around it vectorises."""
+    bounded = max(-abs(x) * _LOG2E, np.float32(-126.0))
+    whole = np.floor(bounded + np.float32(0.5))
+    r = bounded - whole
+    p = np.float32(1.5353362e-4)
+    p = p * r + np.float32(1.3398874e-3)
+    p = p * r + np.float32(9.6184373e-3)
+    p = p * r + np.float32(5.5503324e-2)
+    p = p * r + np.float32(2.4022648e-1)
+    p = p * r + np.float32(6.9314720e-1)
+    p = p * r + np.float32(1.0)
+    power = np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
+    e = p * power
+    share = np.float32(1.0) / (np.float32(1.0) + e)
+    return share if x >= np.float32(0.0) else e * share
+
+
+@numba.njit(parallel=True, fastmath=_FLAGS, **_JIT)
+def _forward(y, u, z, skip, weight, eps, out, scale):
+    n_tokens, n_channels = y.shape
+    for stretch in numba.prange((n_tokens + STRETCH - 1) // STRETCH):
+        for t in range(stretch * STRETCH, min((stretch + 1) * STRETCH, n_tokens)):
+            total = np.float32(0.0)
+            for d in range(n_channels):
+                q = (y[t, d] + skip[d] * u[t, d]) * z[t, d] * _sigmoid(z[t, d])
+                out[t, d] = q
+                total += q * q
+            r = np.float32(1.0) / np.sqrt(total / np.float32(n_channels) + eps)
+            scale[t] = r
+            for d in range(n_channels):
+                out[t, d] *= r * weight[d]
+
+
+@numba.njit(parallel=True, fastmath=_FLAGS, **_JIT)
+def _backward(y, u, z, skip, weight, scale, dout, dy, du, dz, dskip, dweight):
+    n_tokens, n_channels = y.shape
+    for stretch in numba.prange((n_tokens + STRETCH - 1) // STRETCH):
+        for t in range(stretch * STRETCH, min((stretch + 1) * STRETCH, n_tokens)):
+            r = scale[t]
+            along = np.float32(0.0)
+            for d in range(n_channels):
+                gate = _sigmoid(z[t, d])
+                dz[t, d] = gate
+                q = (y[t, d] + skip[d] * u[t, d]) * z[t, d] * gate
+                dy[t, d] = q
+                along += dout[t, d] * weight[d] * q
+            along *= r * r / np.float32(n_channels)
+            for d in range(n_channels):
+                gate, q = dz[t, d], dy[t, d]
+                dweight[stretch, d] += dout[t, d] * q * r
+                dq = r * (dout[t, d] * weight[d] - q * along)
+                held = y[t, d] + skip[d] * u[t, d]
+                da = dq * z[t, d] * gate
+                dz[t, d] = dq * held * gate * (np.float32(1.0) + z[t, d] * (np.float32(1.0) - gate))
+                dy[t, d] = da
+                du[t, d] = da * skip[d]
+                dskip[stretch, d] += da * u[t, d]
+
+
+class NumbaGatedNorm(torch.autograd.Function):
+    """Autograd wrapper; float32, contiguous, CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, y, u, z, skip, weight, eps):
+        """Skip, gate and normalise; see `gated_norm`."""
+        arrays = tuple(x.detach().contiguous().numpy() for x in (y, u, z, skip, weight))
+        out = np.empty_like(arrays[0])
+        scale = np.empty(len(out), np.float32)
+        _forward(*arrays, np.float32(eps), out, scale)
+        ctx.saved = (*arrays, scale)
+        return torch.from_numpy(out)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Gradients of all five tensors."""
+        y, u, z, skip, weight, scale = ctx.saved
+        dy, du, dz = np.empty_like(y), np.empty_like(y), np.empty_like(y)
+        n_stretches = -(-len(y) // STRETCH)
+        dskip = np.zeros((n_stretches, y.shape[1]), np.float32)
+        dweight = np.zeros_like(dskip)
+        dout = gradients[0].contiguous().numpy()
+        _backward(y, u, z, skip, weight, scale, dout, dy, du, dz, dskip, dweight)
+        found = (dy, du, dz, dskip.sum(0), dweight.sum(0))
+        return (*(torch.from_numpy(x) for x in found), None)
+
+
+def gated_norm(y: Tensor, u: Tensor, z: Tensor, D: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `tsfm.kernels.gated_norm.gated_rms_norm`; all tensors float32 on the CPU."""
+    return NumbaGatedNorm.apply(y, u, z, D, weight, eps)
