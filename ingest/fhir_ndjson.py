@@ -62,6 +62,8 @@ _MAPPINGS: dict[str, Callable[[Any, EventBatch], str]] = {
 _BATCH_EVENTS = 200_000
 _NOTES = {
     "no_release_time": "{:,} Observations say no time of release: available when measured",
+    "delayed_microbiology": "{:,} microbiology Observations say no time of release: available "
+    "after the coding delay",
     "released_before_time": "{:,} Observations were issued before their time: available when "
     "measured",
     "unresolved_encounters": "{:,} references to encounters that are not in the source",

@@ -71,6 +71,12 @@ def add_observation(row: Observation, events: EventBatch) -> str:
     return next((problem for problem in problems if problem != "no_value"), "")
 
 
+def _is_microbiology(row: Observation) -> bool:
+    return row.code is not None and any(
+        coding.system.rpartition("/")[2] in _MIMIC_SYSTEMS for coding in row.code.coding
+    )
+
+
 def _times(row: Observation, events: EventBatch) -> tuple[int, int]:
     """Microseconds at which it was so and at which it could be known."""
     stamps = events.stamps
@@ -83,6 +89,10 @@ def _times(row: Observation, events: EventBatch) -> tuple[int, int]:
     if not row.issued:
         if moment is None:
             raise UnusableError("no_time")
+        if _is_microbiology(row):
+            # A culture is read days after the specimen; the export does not say when.
+            events.counts["delayed_microbiology"] += 1
+            return moment[0], events.delay.available_us(moment[1])
         events.counts["no_release_time"] += 1
         return moment
     issued = stamps.interval(row.issued)

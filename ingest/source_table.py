@@ -146,7 +146,7 @@ def has(column: str) -> pl.Expr:
 
 def _part(part: pl.Expr) -> pl.Expr:
     text = part.str.replace_all(r"\s+", " ").str.strip_chars().str.replace_all("/{2,}", "/")
-    text = text.str.strip_chars("/")
+    text = text.str.head(codes.MAX_PART_LENGTH).str.strip_chars_end("/ ")
     return (
         pl.when(text.str.len_bytes() > 0)
         .then(text.str.slice(0, codes.MAX_PART_LENGTH))

@@ -10,7 +10,21 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC: dict[str, str] = {}
+_PUBLIC: dict[str, str] = {
+    "TsfmError": "tsfm.errors",
+    "ingest_fhir": "tsfm.ingest.fhir_ndjson",
+    "ingest_mimic4": "tsfm.ingest.mimic4",
+    "ingest_meds": "tsfm.ingest.meds_dataset",
+    "ingest_wfdb": "tsfm.ingest.wfdb_records",
+    "simulate_hospital": "tsfm.simulation.hospital",
+    "build_token_store": "tsfm.tokens.token_store",
+    "write_labels": "tsfm.tasks.registry",
+    "pretrain": "tsfm.training.pretrain",
+    "finetune": "tsfm.training.finetune",
+    "run_scoring": "tsfm.scoring.score_run",
+    "evaluate_run": "tsfm.reports.run_evaluation",
+    "load": "tsfm.scoring.trained_model",
+}
 
 __all__ = ["__version__", *_PUBLIC]
 
@@ -18,7 +32,10 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
     if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+        # Some names are also rooms (tsfm.training.pretrain): the function is what is asked for.
+        value = getattr(import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module 'tsfm' has no attribute '{name}'")
 
 

@@ -2,9 +2,9 @@
 
 A code is parts joined by `//`, the widest first: `LAB//50912//mg/dL`, `DIAGNOSIS//ICD//10//I5023`.
 The first part is the class. Where MIMIC-IV's official MEDS conversion has a spelling, ours is the
-same, so that FHIR, CSV and MEDS roads to the same patient give the same tokens. A code's parents are
-its shorter forms (ICD and ATC also lose trailing characters), which is what an unseen code falls
-back to.
+same, so that FHIR, CSV and MEDS roads to the same patient give the same tokens. A code's parents
+are its shorter forms (ICD and ATC also lose trailing characters), which is what an unseen code
+falls back to.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ def clean_part(part: str | int | float | None) -> str:
     while SEPARATOR in text:
         text = text.replace(SEPARATOR, "/")
     # A part may begin with a slash (the unit /min) but not end with one, next to the separator.
-    text = text.rstrip("/ ") or UNKNOWN
-    return text[:MAX_PART_LENGTH]
+    return text[:MAX_PART_LENGTH].rstrip("/ ") or UNKNOWN
 
 
 def code_class(code: str) -> str:

@@ -1,6 +1,6 @@
 """Units: one spelling and one unit a quantity, in UCUM.
 
-A code carries its unit (`LAB//LOINC//2345-7//mg/dL`), so two units of one analyte would be two codes
+A code carries its unit (`LAB//LOINC//2345-7//mg/dL`): two units of one analyte would be two codes
 that share nothing. `canonical` therefore rewrites spellings (`mg/dl`, `ug` with either micro sign)
 and converts units of the same dimension whose factor does not depend on the substance (mass
 concentrations, temperatures, lengths, weights, pressures). Molar units are left alone: their factor

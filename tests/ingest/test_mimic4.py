@@ -222,15 +222,15 @@ def test_ed_visits_are_encounters_of_their_own_with_loinc_codes(
     measured = visit.filter(pl.col("code").str.contains("LOINC"))
     assert measured.select("code", "time", "numeric_value", "text_value").rows() == [
         ("VITAL//LOINC//8310-5//Cel", arrival, 37.0, None),
-        ("VITAL//LOINC//8867-4//min", arrival, 70.0, None),
-        ("VITAL//LOINC//9279-1//min", arrival, 16.0, None),
+        ("VITAL//LOINC//8867-4///min", arrival, 70.0, None),
+        ("VITAL//LOINC//9279-1///min", arrival, 16.0, None),
         ("VITAL//LOINC//2708-6//%", arrival, 97.0, None),
         ("VITAL//LOINC//8480-6//mm[Hg]", arrival, 106.0, None),
         ("VITAL//LOINC//8462-4//mm[Hg]", arrival, 63.0, None),
         ("OBSERVATION//LOINC//98137-3", arrival, None, "crying"),
         ("OBSERVATION//LOINC//56839-4//UNK", arrival, 3.0, None),
         ("OBSERVATION//LOINC//8661-1", arrival, None, "Abd pain"),
-        ("VITAL//LOINC//8867-4//min", later, 77.0, None),
+        ("VITAL//LOINC//8867-4///min", later, 77.0, None),
         ("OBSERVATION//LOINC//98137-3//UNK", later, 2.0, None),
     ]
     left = day("2180-05-06 23:30")

@@ -86,11 +86,11 @@ class NumbaGatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y, u, z, skip, weight, eps):
         """Skip, gate and normalise; see `gated_norm`."""
-        arrays = tuple(x.detach().contiguous().numpy() for x in (y, u, z, skip, weight))
-        out = np.empty_like(arrays[0])
+        y, u, z, skip, weight = (x.detach().contiguous().numpy() for x in (y, u, z, skip, weight))
+        out = np.empty_like(y)
         scale = np.empty(len(out), np.float32)
-        _forward(*arrays, np.float32(eps), out, scale)
-        ctx.saved = (*arrays, scale)
+        _forward(y, u, z, skip, weight, np.float32(eps), out, scale)
+        ctx.saved = (y, u, z, skip, weight, scale)
         return torch.from_numpy(out)
 
     @staticmethod

@@ -114,7 +114,6 @@ def selective_scan(
     step = delta if delta_bias is None else delta + delta_bias
     if delta_softplus:
         step = F.softplus(step)
-    elapsed = step
     if gap is None:
         gap, gap_rate = u.new_zeros(u.shape[0]), u.new_zeros(u.shape[1])
     elif gap_rate is None:

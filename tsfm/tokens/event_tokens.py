@@ -5,8 +5,8 @@ A subject's stream is ordered by when each fact became available, ties by when i
 by the table's order. The lag between the two is a feature of the token. So every position is a
 valid moment of prediction, and new facts only ever append.
 
-Static facts and the birth have no place on the clock of care: they stand at the subject's first
-contact, in front of it. The age at every token comes from the birth.
+Static facts known from the start, and the birth, have no place on the clock of care: they stand at
+the subject's first contact, in front of it. The age at every token comes from the birth.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def tokenize_events(
 def order_of_knowing(events: pl.DataFrame) -> pl.DataFrame:
     """Events in stream order with `_stream_us`, `_lag_hours` and `_birth_us` added."""
     is_birth = pl.col(schema.CODE) == codes.BIRTH
-    timeless = pl.col(schema.TIME).is_null() | is_birth
+    timeless = pl.col(schema.AVAILABLE_TIME).is_null() | is_birth
     known_us = pl.col(schema.AVAILABLE_TIME).cast(pl.Int64)
     frame = events.with_columns(
         pl.when(is_birth)
@@ -122,6 +122,7 @@ def order_of_knowing(events: pl.DataFrame) -> pl.DataFrame:
         .otherwise(
             (pl.col(schema.AVAILABLE_TIME) - pl.col(schema.TIME)).dt.total_microseconds() / 3.6e9
         )
+        .fill_null(0.0)
         .alias("_lag_hours"),
     )
     frame = frame.with_columns(

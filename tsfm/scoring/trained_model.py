@@ -1,0 +1,105 @@
+"""A model in a researcher's hands: `tsfm.load(dir)`, then `.score(events, task)`.
+
+Events may be the root of an event table, or a data frame of polars, pandas or pyarrow with the
+columns of `schema.EVENTS`; what comes back is of the same kind (polars for a path). It is the same
+road as the nightly run's, so the same stays get the same numbers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tsfm import event_table, schema
+from tsfm.errors import InputError
+from tsfm.models.checkpoint import ModelDirectory, load_model
+from tsfm.scoring.batch_score import ScoredCohort, score_events
+from tsfm.tasks.cohorts import Followup
+
+
+class TrainedModel:
+    """A loaded model directory.
+
+    Args:
+        directory: What `load_model` read.
+    """
+
+    def __init__(self, directory: ModelDirectory) -> None:
+        """Keep the directory."""
+        self.directory = directory
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that the model was fine-tuned for."""
+        return self.directory.model.config.tasks
+
+    @property
+    def hash(self) -> str:
+        """Hash that names this model in every prediction."""
+        return self.directory.hash
+
+    def score(self, events: Any, task: str) -> Any:
+        """Score every eligible index stay.
+
+        Args:
+            events: Root of an event table, or a data frame of whole subjects.
+            task: One of `tasks`.
+
+        Returns:
+            Rows of `schema.SCORES`, in a frame of the kind that came in.
+
+        Raises:
+            InputError: Not a path and not a data frame.
+            ModelMismatch: The model was not fine-tuned for the task.
+        """
+        if isinstance(events, str | Path):
+            return self.score_cohort(events, task).scores
+        frame, give_back = _read_frame(events)
+        with tempfile.TemporaryDirectory(prefix="tsfm-") as folder:
+            with event_table.EventWriter(folder, n_shards=1) as writer:
+                writer.add(frame)
+                writer.finish(dataset={"clock": "wall", "dates_shifted": True})
+            scores = score_events(
+                self.directory, folder, task, followup=Followup("complete"), progress=False
+            ).scores
+        return give_back(scores)
+
+    def score_cohort(self, root: str | Path, task: str) -> ScoredCohort:
+        """Scores with the cohort, the known labels and the coding counts."""
+        return score_events(self.directory, root, task)
+
+    def _repr_html_(self) -> str:
+        return self.directory._repr_html_()
+
+
+def load(path: str | Path) -> TrainedModel:
+    """Load a model directory; runs no code that the files name.
+
+    Raises:
+        InputError: There is no model.
+        IntegrityError: A file differs from what was written.
+        ModelMismatch: Its parts do not belong together.
+    """
+    return TrainedModel(load_model(path))
+
+
+def _read_frame(events: Any) -> tuple[pl.DataFrame, Any]:
+    """The events as polars, and the way back to the caller's kind."""
+    if isinstance(events, pl.DataFrame):
+        return events, lambda frame: frame
+    kind = type(events).__module__.partition(".")[0]
+    if kind == "pandas":
+        return pl.from_pandas(events), lambda frame: frame.to_pandas()
+    if kind == "pyarrow":
+        found = pl.from_arrow(events)
+        if isinstance(found, pl.DataFrame):
+            return found, lambda frame: frame.to_arrow()
+    raise InputError(
+        f"events are a {type(events).__name__}",
+        code="unknown_frame",
+        place="events",
+        remedy=f"Give a path, or a polars, pandas or pyarrow table with {schema.EVENTS.names}.",
+    )
