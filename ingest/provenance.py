@@ -1,3 +1,4 @@
+# pyright: strict
 """What an ingest run read and made: the summary a person sees and the facts on disk."""
 
 from __future__ import annotations

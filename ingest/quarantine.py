@@ -1,3 +1,4 @@
+# pyright: strict
 """Rows that can't be used, set aside and counted instead of lost.
 
 A quarantined row is written to `quarantine/<reason>.ndjson` as its place (file, line, byte offset)

@@ -92,13 +92,8 @@ def save_model(
         replace: Overwrite an existing model directory.
     """
     folder = Path(path)
-    if folder.exists() and not replace and any(folder.iterdir()):
-        raise InputError(
-            "the output folder is not empty",
-            code="output_exists",
-            place=str(folder),
-            remedy="Choose another --out, or remove the old one.",
-        )
+    if not replace:
+        refuse_existing(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -122,6 +117,22 @@ def save_model(
         shutil.rmtree(folder)
     os.replace(temporary, folder)
     return _sha256(folder / "manifest.json")
+
+
+def refuse_existing(path: str | Path) -> None:
+    """Check, before a long training, that a model can be written there.
+
+    Raises:
+        InputError: The folder is not empty, or is a file.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            "the output folder is not empty",
+            code="output_exists",
+            place=str(folder),
+            remedy="Choose another --out, or remove the old one.",
+        )
 
 
 def load_model(path: str | Path) -> ModelDirectory:

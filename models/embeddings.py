@@ -2,8 +2,9 @@
 
 Every event is one token. Its vector is a small network of the code's embedding, the standardised
 value times a direction of the code's own (so that a value can mean something different for every
-code), the embedding of the value's decile within a shared table, and the times: the gap since the
-last token, the lag to availability, the age and the hour of the day.
+code), the same for its change since the code's last value and for its rate, the embedding of the
+value's decile within a shared table, and the times: the gap since the last token and since the last
+one of the same code, the lag to availability, the age and the hour of the day.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from tsfm.batches.batch import Batch
 
 N_BINS = 11  # no value, and ten deciles
-_N_TIMES = 7
+_N_TIMES = 10
 _DAYS_OF_HOURS = 24.0
 
 
@@ -37,11 +38,13 @@ class EventEmbedding(nn.Module):
         super().__init__()
         self.code = nn.Embedding(n_codes, d_model)
         self.value = nn.Embedding(n_codes, d_model)
+        self.trend = nn.Embedding(n_codes, d_model)
+        self.increment = nn.Embedding(n_codes, d_model)
         self.bin = nn.Embedding(N_BINS, d_model)
         self.time = nn.Linear(_N_TIMES, d_model)
         self.mix = nn.Linear(d_model, d_model)
         self.code_dropout = dropout
-        for table in (self.code, self.value, self.bin):
+        for table in (self.code, self.value, self.trend, self.increment, self.bin):
             nn.init.normal_(table.weight, std=0.5)
 
     def forward(self, batch: Batch) -> Float[Tensor, "token model"]:
@@ -51,7 +54,9 @@ class EventEmbedding(nn.Module):
             dropped = torch.rand(code.shape, device=code.device) < self.code_dropout
             code = code.masked_fill(dropped, 0)
         z = batch.value.clamp(-6.0, 6.0).unsqueeze(-1)  # asinh units: 6 is two hundred scales out
-        x = self.code(code) + self.value(code) * z + self.bin(batch.bin) + self.time(_times(batch))
+        x = self.code(code) + self.value(code) * z + self.trend(code) * batch.rate.unsqueeze(-1)
+        x = x + self.increment(code) * batch.increment.clamp(-6.0, 6.0).unsqueeze(-1)
+        x = x + self.bin(batch.bin) + self.time(_times(batch))
         return x + self.mix(F.silu(x))
 
 
@@ -61,6 +66,9 @@ def _times(batch: Batch) -> Float[Tensor, "token feature"]:
         [
             torch.log1p(batch.gap_hours) / 5.0,
             (batch.gap_hours == 0).float(),
+            torch.log1p(batch.since_hours) / 5.0,
+            batch.repeated,
+            torch.asinh(batch.change),
             torch.asinh(batch.lag_hours) / 5.0,
             (batch.age_years - 60.0) / 20.0 * batch.age_known,
             batch.age_known,

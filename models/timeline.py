@@ -1,4 +1,4 @@
-"""Our timeline model: fused tokens, a Mamba backbone in real time, and its heads.
+"""Our timeline model: fused tokens, an event memory, a Mamba backbone in real time, and heads.
 
 One forward pass over a packed batch gives a hidden state at every token, which has seen everything
 known by then and nothing else. Heads read the states at the tokens where a question is asked.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tsfm.batches.batch import Batch
 from tsfm.errors import ModelMismatch
 from tsfm.models.embeddings import EventEmbedding
+from tsfm.models.event_memory import EventMemory
 from tsfm.models.heads import DAY_BINS, CompetingHazards, NextEvent
 from tsfm.models.mamba import Mamba, MambaConfig
 
@@ -27,6 +28,7 @@ class TimelineConfig:
     Attributes:
         n_codes: Size of the vocabulary.
         backbone: Sizes of the Mamba stack.
+        memory_width: Channels of the linear event memory in front of the backbone.
         edges_days: Bin edges of the hazard heads, in days.
         code_dropout: See `EventEmbedding`.
         tasks: Names of the fine-tuned tasks, each with a hazard head of its own.
@@ -34,6 +36,7 @@ class TimelineConfig:
 
     n_codes: int
     backbone: MambaConfig = field(default_factory=MambaConfig)
+    memory_width: int = 128
     edges_days: tuple[float, ...] = DAY_BINS
     code_dropout: float = 0.02
     tasks: tuple[str, ...] = ()
@@ -52,6 +55,12 @@ class TimelineModel(nn.Module):
         self.config = config
         d_model = config.backbone.d_model
         self.embedding = EventEmbedding(config.n_codes, d_model, dropout=config.code_dropout)
+        self.memory = EventMemory(
+            d_model,
+            width=config.memory_width,
+            fastest_hours=config.backbone.fastest_hours,
+            slowest_hours=config.backbone.slowest_hours,
+        )
         self.backbone = Mamba(config.backbone)
         self.next_event = NextEvent(d_model, config.n_codes)
         self.admission = self._hazard_head()
@@ -66,9 +75,8 @@ class TimelineModel(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "token model"]:
         """Hidden state after every token."""
-        return self.backbone(
-            self.embedding(batch), batch.gap_hours, batch.position, batch.cu_seqlens
-        )
+        x = self.memory(self.embedding(batch), batch.gap_hours, batch.cu_seqlens)
+        return self.backbone(x, batch.gap_hours, batch.position, batch.cu_seqlens)
 
     def log_hazard(
         self,

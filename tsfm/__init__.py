@@ -26,7 +26,7 @@ _PUBLIC: dict[str, str] = {
     "load": "tsfm.scoring.trained_model",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

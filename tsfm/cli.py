@@ -8,7 +8,9 @@ is quick.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,9 @@ import typer
 from tsfm import __version__
 from tsfm.cli_ingest import app as ingest_app
 from tsfm.errors import TsfmError
+
+TRACEBACK = "TSFM_TRACEBACK"
+"""Environment variable that asks for the whole trace of an error nobody foresaw."""
 
 app = typer.Typer(
     name="tsfm",
@@ -38,6 +43,10 @@ TaskName = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Capacity = Annotated[
+    float,
+    typer.Option(help="Share of stays that can be acted on, for the report.", min=0.001, max=1.0),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -62,7 +71,11 @@ def simulate(
     patients: Annotated[int, typer.Option(help="Patients to simulate.")] = 6000,
     seed: Seed = 0,
 ) -> None:
-    """Simulate a hospital whose true risks are known, as a FHIR export and WFDB records."""
+    """Simulate a hospital whose true risks are known.
+
+    It is written as a FHIR bulk export and WFDB records, with the true risk of every discharge
+    beside them.
+    """
     from tsfm.simulation.hospital import simulate_hospital
 
     typer.echo(simulate_hospital(out, n_patients=patients, seed=seed).as_text())
@@ -80,7 +93,10 @@ def tokenize(
         int, typer.Option(help="Codes rarer than this in training take their parent's id.")
     ] = 10,
 ) -> None:
-    """Turn events into the packed token store, in the order in which facts became known."""
+    """Turn events into the packed token store.
+
+    Tokens stand in the order in which the facts became known.
+    """
     from tsfm.tokens.token_store import build_token_store
 
     store = build_token_store(events, out, vocabulary_from=vocabulary, min_count=min_count)
@@ -98,7 +114,10 @@ def tokenize(
 
 @app.command(epilog="Example: tsfm label events/ --task readmission_30d --out labels/")
 def label(events: Events, task: TaskName, out: Out, as_json: AsJson = False) -> None:
-    """Find a task's index stays and, where they are known, the answers."""
+    """Find a task's index stays and their outcomes.
+
+    Every stay that was looked at is written, with its outcome or the reason why it has none.
+    """
     from tsfm.tasks.registry import write_labels
 
     summary = write_labels(events, task, out)
@@ -116,7 +135,10 @@ def pretrain(
     max_tokens: Annotated[int, typer.Option(help="Tokens a batch.")] = 8192,
     seed: Seed = 0,
 ) -> None:
-    """Train on every token of the training subjects; run it again to resume a stopped run."""
+    """Train a timeline model on the training subjects.
+
+    Every token teaches; no labels are needed. Run it again to resume a stopped run.
+    """
     from tsfm.models.mamba import MambaConfig
     from tsfm.training.loop import TrainConfig
     from tsfm.training.pretrain import pretrain as run
@@ -144,15 +166,19 @@ def finetune(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     seed: Seed = 0,
 ) -> None:
-    """Fit a task's hazards and calibrate them; run it again to resume a stopped run."""
+    """Fit a task's hazards and calibrate them.
+
+    Calibrated on the tuning split. Run it again to resume a stopped run.
+    """
     import polars as pl
 
     from tsfm.event_table import read_table
+    from tsfm.tasks.registry import task_named
     from tsfm.training.finetune import FINETUNE_DEFAULTS, FinetuneConfig
     from tsfm.training.finetune import finetune as run
     from tsfm.training.loop import replace_config
 
-    cohort = pl.from_arrow(read_table(labels / task / "cohort.parquet"))
+    cohort = pl.from_arrow(read_table(labels / task_named(task).name / "cohort.parquet"))
     assert isinstance(cohort, pl.DataFrame)
     train = replace_config(FINETUNE_DEFAULTS, epochs=epochs, lr=lr, seed=seed)
     result = run(model, tokens, cohort, task, out, config=FinetuneConfig(train=train))
@@ -168,12 +194,13 @@ def score(
     bands: Annotated[
         str, typer.Option(help="Probabilities from which a risk is called low, moderate, high.")
     ] = "0.05,0.15,0.30",
-    capacity: Annotated[
-        float, typer.Option(help="Share of stays that can be acted on, for the report.")
-    ] = 0.1,
+    capacity: Capacity = 0.1,
     as_json: AsJson = False,
 ) -> None:
-    """Score every eligible stay; write scores, FHIR RiskAssessments, run.json and a report."""
+    """Score every eligible stay of an event table.
+
+    Writes scores.parquet, predictions.parquet, FHIR RiskAssessments, run.json and an HTML report.
+    """
     from tsfm.reports.html_report import write_run_report
     from tsfm.scoring.risk_assessment import RiskBands
     from tsfm.scoring.score_run import run_scoring
@@ -217,7 +244,10 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a scoring run against the known outcomes, with intervals."""
+    """Judge a scoring run against the known outcomes.
+
+    Discrimination, calibration and alerts at a capacity, with intervals by resampling subjects.
+    """
     from tsfm.reports.run_evaluation import evaluate_run
 
     result = evaluate_run(run, events=events, baselines=baselines, split=split)
@@ -227,24 +257,58 @@ def evaluate(
 @app.command(epilog="Example: tsfm report run/ --capacity 0.2")
 def report(
     run: Run,
-    capacity: Annotated[float, typer.Option(help="Share of stays that can be acted on.")] = 0.1,
+    capacity: Capacity = 0.1,
 ) -> None:
-    """Write a run's HTML report anew, for example once outcomes are known."""
+    """Write a run's HTML report anew.
+
+    For example once outcomes are known, or for another capacity.
+    """
     from tsfm.reports.html_report import write_run_report
 
     typer.echo(f"report: {write_run_report(run, capacity=capacity)}")
 
 
 def main() -> None:
-    """Run the command line; errors raised on purpose become one line and an exit code."""
+    """Run the command line; errors raised on purpose become one line and an exit code.
+
+    What is not foreseen is told in one line too: the text of an unknown error may quote the data,
+    and what a nightly job writes to stderr is kept where patients' data must not be.
+    """
+    # Whatever a command writes may tell of patients: nobody but its owner may read it.
+    os.umask(0o077)
     try:
         app()
     except TsfmError as error:
         typer.echo(f"tsfm: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        typer.echo(
+            f"tsfm: [unusable_path] {error.strerror or 'the system refused'}{place}. "
+            "Check the path, its permissions and the free space.",
+            err=True,
+        )
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        typer.echo(
+            f"tsfm: [unexpected] {type(error).__name__} in {_place_of(error)}. This is a fault of "
+            f"tsfm: please report it. {TRACEBACK}=1 shows the whole trace, which may quote data.",
+            err=True,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("tsfm: stopped; run the same command again to resume a training", err=True)
         sys.exit(130)
+
+
+def _place_of(error: BaseException) -> str:
+    """File and line where an error arose, the last one of our own if there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    frame = (own or frames)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ CodingDelay = Annotated[
     float,
     typer.Option(help="Hours from the end of a stay until its billing codes are known."),
 ]
+MaxQuarantined = Annotated[
+    float,
+    typer.Option(help="Largest share of rows that may be set aside.", min=0.0, max=1.0),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
 
 
@@ -39,9 +43,13 @@ def ingest_fhir_command(
     ] = None,
     coding_delay_hours: CodingDelay = 120.0,
     n_shards: Shards = 4,
+    max_quarantined: MaxQuarantined = 0.5,
     as_json: AsJson = False,
 ) -> None:
-    """Read a FHIR R4 export: NDJSON(.gz) and JSON bundles, in any file naming."""
+    """Read a FHIR R4 export: NDJSON(.gz) and JSON bundles.
+
+    Files may have any names: the type of a resource is read from the resource itself.
+    """
     from tsfm.ingest.fhir_ndjson import ingest_fhir
 
     finish(
@@ -52,6 +60,7 @@ def ingest_fhir_command(
             time_zone=time_zone,
             coding_delay_hours=coding_delay_hours,
             n_shards=n_shards,
+            max_quarantined=max_quarantined,
         ),
         as_json,
     )
@@ -63,13 +72,21 @@ def ingest_mimic4_command(
     out: Out,
     coding_delay_hours: CodingDelay = 120.0,
     n_shards: Shards = 4,
+    max_quarantined: MaxQuarantined = 0.5,
     as_json: AsJson = False,
 ) -> None:
     """Read MIMIC-IV's hosp/, icu/ and ed/ tables (CSV or CSV.gz)."""
     from tsfm.ingest.mimic4 import ingest_mimic4
 
     finish(
-        ingest_mimic4(src, out, coding_delay_hours=coding_delay_hours, n_shards=n_shards), as_json
+        ingest_mimic4(
+            src,
+            out,
+            coding_delay_hours=coding_delay_hours,
+            n_shards=n_shards,
+            max_quarantined=max_quarantined,
+        ),
+        as_json,
     )
 
 
@@ -79,12 +96,25 @@ def ingest_meds_command(
     out: Out,
     coding_delay_hours: CodingDelay = 120.0,
     n_shards: Shards = 4,
+    max_quarantined: MaxQuarantined = 0.5,
     as_json: AsJson = False,
 ) -> None:
-    """Read a MEDS 0.3 or 0.4 data set: checked, put in order and re-sharded."""
+    """Read a MEDS 0.3 or 0.4 data set.
+
+    It is checked, put in order and re-sharded; what the source says is kept.
+    """
     from tsfm.ingest.meds_dataset import ingest_meds
 
-    finish(ingest_meds(src, out, coding_delay_hours=coding_delay_hours, n_shards=n_shards), as_json)
+    finish(
+        ingest_meds(
+            src,
+            out,
+            coding_delay_hours=coding_delay_hours,
+            n_shards=n_shards,
+            max_quarantined=max_quarantined,
+        ),
+        as_json,
+    )
 
 
 @app.command("wfdb", epilog="Example: tsfm ingest wfdb wfdb/ --out events/ --subjects records.csv")
@@ -95,12 +125,16 @@ def ingest_wfdb_command(
         Path | None,
         typer.Option(help="CSV with record, subject and, if known, start_time and encounter."),
     ] = None,
+    max_quarantined: MaxQuarantined = 0.5,
     as_json: AsJson = False,
 ) -> None:
-    """Read ECG and PPG records into the signal store, and their events into the table."""
+    """Read ECG and PPG records of the WFDB format.
+
+    Their samples go into the signal store, and an event a record into the event table.
+    """
     from tsfm.ingest.wfdb_records import ingest_wfdb
 
-    finish(ingest_wfdb(src, out, subjects=subjects), as_json)
+    finish(ingest_wfdb(src, out, subjects=subjects, max_quarantined=max_quarantined), as_json)
 
 
 def finish(summary: IngestSummary, as_json: bool) -> None:

@@ -122,9 +122,7 @@ class Clock:
             raise StampError("time_out_of_range")
         if self.mode == "utc" and self.zone is not None:
             start = self._zone_to_us(datetime.combine(first, datetime.min.time()))
-            end = self._zone_to_us(
-                datetime.combine(date.fromordinal(after), datetime.min.time())
-            )
+            end = self._zone_to_us(datetime.combine(date.fromordinal(after), datetime.min.time()))
             return Stamp(start, end - 1)
         return Stamp(
             (first.toordinal() - _EPOCH_ORDINAL) * DAY_US,

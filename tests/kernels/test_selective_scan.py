@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ BORDERS = torch.tensor([0, 1, 37, 70, 131])
 N_CHANNELS, N_STATE = 40, 8
 
 
-def make_inputs(dtype: torch.dtype, n_tokens: int = 131, seed: int = 0) -> dict[str, torch.Tensor]:
+def make_inputs(dtype: torch.dtype, n_tokens: int = 131, seed: int = 0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -32,7 +34,7 @@ def make_inputs(dtype: torch.dtype, n_tokens: int = 131, seed: int = 0) -> dict[
     }
 
 
-def run(backend: str, dtype: torch.dtype, **options: object) -> list[torch.Tensor]:
+def run(backend: str, dtype: torch.dtype, **options: Any) -> list[torch.Tensor]:
     """Output, final state and all gradients of one weighted sum of both."""
     leaves = {k: v.requires_grad_() for k, v in make_inputs(dtype).items()}
     state = torch.linspace(-1, 1, 4 * N_CHANNELS * N_STATE, dtype=torch.float64)

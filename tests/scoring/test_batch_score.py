@@ -57,10 +57,7 @@ def test_leak_audit_every_later_event_changed_and_no_score_moves(
         others = shard.filter(pl.col(schema.CODE).str.contains("^LAB|^DIAGNOSIS|^MEDICATION"))
         drawn = others[schema.CODE].sample(shard.height, with_replacement=True, seed=5)
         return shard.with_columns(
-            pl.when(later & ~keep)
-            .then(drawn)
-            .otherwise(pl.col(schema.CODE))
-            .alias(schema.CODE),
+            pl.when(later & ~keep).then(drawn).otherwise(pl.col(schema.CODE)).alias(schema.CODE),
             pl.when(later)
             .then(-99.0)
             .otherwise(pl.col(schema.NUMERIC_VALUE))

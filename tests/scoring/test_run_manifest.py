@@ -131,6 +131,15 @@ def test_hashes_are_sha256_under_names_relative_to_the_root(tmp_path: Path) -> N
     }
 
 
+def test_a_root_may_be_given_relative_to_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "events" / "data").mkdir(parents=True)
+    (tmp_path / "events" / "data" / "0.parquet").write_bytes(b"one")
+    monkeypatch.chdir(tmp_path)
+    assert hash_dataset("events") == hash_dataset(tmp_path / "events")
+
+
 @pytest.mark.parametrize("harm", ["change", "remove"])
 def test_a_changed_or_missing_file_is_found(tmp_path: Path, harm: str) -> None:
     path = tmp_path / "scores.parquet"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SECONDS_PER_HOUR = 3600.0
+_HOURS_PER_DAY = 24.0
 SECONDS_PER_YEAR = 365.25 * 86400.0
 
 
@@ -29,6 +30,13 @@ class Batch:
         bin: (T,) decile 1 to 10 of the value, 0 where there is none, int64.
         time_s: (T,) when each fact became available, float64 seconds.
         gap_hours: (T,) hours since the subject's previous token, 0 at its first.
+        since_hours: (T,) hours since the subject's previous token of the same code, 0 if there is
+            none.
+        repeated: (T,) 1 where there is one.
+        change: (T,) value less the previous value of the same code, 0 where either is missing.
+        increment: (T,) the change, or the value itself where there is no previous one: a subject's
+            increments of a code add up to its last value.
+        rate: (T,) the change a day, bounded by asinh; results an hour apart count as an hour.
         lag_hours: (T,) hours from when the fact was true to when it was available.
         age_years: (T,) age at the token, 0 where the birth is unknown.
         age_known: (T,) 1 where the birth is known.
@@ -43,6 +51,11 @@ class Batch:
     bin: Int[Tensor, " token"]
     time_s: Float[Tensor, " token"]
     gap_hours: Float[Tensor, " token"]
+    since_hours: Float[Tensor, " token"]
+    repeated: Float[Tensor, " token"]
+    change: Float[Tensor, " token"]
+    increment: Float[Tensor, " token"]
+    rate: Float[Tensor, " token"]
     lag_hours: Float[Tensor, " token"]
     age_years: Float[Tensor, " token"]
     age_known: Float[Tensor, " token"]
@@ -95,12 +108,18 @@ def make_batch(
     gap[borders[:-1]] = 0.0
     age = (time_s - birth_s[owner]) / SECONDS_PER_YEAR
     known = np.isfinite(age)
+    since, repeated, change, increment, rate = _trends(code, value, time_s, owner)
     return Batch(
         code=torch.from_numpy(code.astype(np.int64)),
         value=torch.from_numpy(np.nan_to_num(value, nan=0.0).astype(np.float32)),
         bin=torch.from_numpy(bin.astype(np.int64)),
         time_s=torch.from_numpy(np.array(time_s, np.float64)),
         gap_hours=torch.from_numpy(np.maximum(gap, 0.0).astype(np.float32)),
+        since_hours=torch.from_numpy(since),
+        repeated=torch.from_numpy(repeated),
+        change=torch.from_numpy(change),
+        increment=torch.from_numpy(increment),
+        rate=torch.from_numpy(rate),
         lag_hours=torch.from_numpy(np.array(lag_hours, np.float32)),
         age_years=torch.from_numpy(np.where(known, age, 0.0).astype(np.float32)),
         age_known=torch.from_numpy(known.astype(np.float32)),
@@ -109,3 +128,32 @@ def make_batch(
         cu_seqlens=torch.from_numpy(borders),
         subject_id=torch.from_numpy(np.array(subject_id, np.int64)),
     )
+
+
+def _trends(
+    code: NDArray[np.int32],
+    value: NDArray[np.float32],
+    time_s: NDArray[np.float64],
+    owner: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], ...]:
+    """Each token against the one of the same subject and code before it.
+
+    The trend of a measurement is what two numbers far apart in the stream say together; handed to
+    the token, it need not be learnt from scratch. It looks backwards only.
+
+    Returns:
+        since_hours, repeated, change, increment and rate, (T,) each.
+    """
+    order = np.lexsort((np.arange(len(code)), code, owner))
+    again = np.zeros(len(code), bool)
+    again[1:] = (code[order][1:] == code[order][:-1]) & (owner[order][1:] == owner[order][:-1])
+    previous = np.zeros(len(code), np.int64)
+    previous[order[1:]] = order[:-1]
+    repeated = np.zeros(len(code), bool)
+    repeated[order] = again
+    since = np.where(repeated, (time_s - time_s[previous]) / SECONDS_PER_HOUR, 0.0)
+    change = np.nan_to_num(np.where(repeated, value - value[previous], 0.0), nan=0.0)
+    first = ~repeated | np.isnan(value[previous])
+    increment = np.where(first, np.nan_to_num(value, nan=0.0), change)
+    rate = np.arcsinh(change * _HOURS_PER_DAY / np.maximum(since, 1.0))
+    return tuple(x.astype(np.float32) for x in (since, repeated, change, increment, rate))

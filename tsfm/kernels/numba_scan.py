@@ -13,7 +13,7 @@ keeps the loop from being vectorised.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
@@ -27,10 +27,12 @@ _LOG2E = np.float32(1.4426950408889634)
 # No 'reassoc' on the exponential: it would fold the rounding away. Sums over channels may be
 # reordered, always in the same way.
 _FLAGS = {"contract", "arcp", "nsz", "reassoc"}
+# The tests' shape checks wrap every function but those marked; numba can't compile a wrapper.
 _JIT: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": _FLAGS, "error_model": "numpy"}
 
 
 @numba.njit(inline="always", fastmath={"contract", "arcp", "nsz"})
+@no_type_check
 def _exp2(x: Any) -> Any:
     """2**x for x <= 0 to about 2e-7, zero below -126."""
     bounded = max(x, np.float32(-126.0))
@@ -48,6 +50,7 @@ def _exp2(x: Any) -> Any:
 
 
 @numba.njit(parallel=True, **_JIT)
+@no_type_check
 def _forward(v, step, gap, rate, A, B, C, first, sequence, h0, zoh, y, checkpoints, finals, last):
     n_tokens, n_channels = v.shape
     n_state = A.shape[0]
@@ -94,6 +97,7 @@ def _forward(v, step, gap, rate, A, B, C, first, sequence, h0, zoh, y, checkpoin
 
 
 @numba.njit(inline="always", fastmath={"contract", "nsz"})
+@no_type_check
 def _held(x: Any, a: Any, rate: Any, s: Any) -> Any:
     """(exp(x) - 1) / A without cancellation near zero."""
     series = s * (
@@ -104,6 +108,7 @@ def _held(x: Any, a: Any, rate: Any, s: Any) -> Any:
 
 
 @numba.njit(inline="always", fastmath={"contract", "nsz"})
+@no_type_check
 def _held_by_rate(x: Any, a: Any, rate: Any, s: Any) -> Any:
     """Derivative of (exp(A s) - 1) / A with respect to A."""
     series = s * s * (np.float32(0.5) + x * (np.float32(1 / 3) + x * (np.float32(0.125) + x / 30)))
@@ -112,6 +117,7 @@ def _held_by_rate(x: Any, a: Any, rate: Any, s: Any) -> Any:
 
 
 @numba.njit(parallel=True, **_JIT)
+@no_type_check
 def _backward(
     v, step, gap, rate, A, B, C, first, sequence, h0, zoh, checkpoints, last,
     dy, dfinal, dv, dstep, drate, dA, dB, dC, dh0,

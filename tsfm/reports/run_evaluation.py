@@ -71,6 +71,7 @@ def evaluate_run(
         known = event_table.subject_splits(events)
         chosen = [subject for subject, own in known.items() if own == split]
         own = pl.col(schema.SUBJECT_ID).is_in(chosen)
+        assert data.labels is not None
         data = replace(
             data,
             scores=data.scores.filter(own),

@@ -220,7 +220,12 @@ def hash_dataset(root: str | Path) -> dict[str, str]:
     folders = (schema.data_dir(root), schema.metadata_dir(root))
     return hash_files(
         root,
-        (path for folder in folders for path in folder.rglob("*") if path.is_file()),
+        (
+            path.relative_to(root)
+            for folder in folders
+            for path in folder.rglob("*")
+            if path.is_file()
+        ),
     )
 
 

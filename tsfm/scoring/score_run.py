@@ -99,7 +99,7 @@ def run_scoring(
             unknown=scored.counts.unknown,
         ),
         data_as_of=facts.get("data_as_of"),
-        outputs=hash_files(folder, [folder / name for name in names]),
+        outputs=hash_files(folder, names),
     )
     manifest.write(folder / FILE_NAME)
     return manifest

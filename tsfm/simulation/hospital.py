@@ -87,6 +87,28 @@ class HospitalSummary:
     terms_path: Path
     records_path: Path | None
 
+    def as_text(self) -> str:
+        """The table printed at the end of a run."""
+        counted = sorted(self.n_resources.items(), key=lambda item: (-item[1], item[0]))
+        rows = [
+            ("patients", f"{self.n_patients:>12,}"),
+            ("hospital stays", f"{self.n_stays:>12,}"),
+            ("index discharges", f"{self.n_discharges:>12,}"),
+            ("  of unknown outcome", f"{self.n_censored:>12,}"),
+            ("WFDB records", f"{self.n_records:>12,}"),
+            *((f"FHIR {name}", f"{n:>12,}") for name, n in counted),
+            ("readmitted within 30 days", f"{self.readmission_rate:>12.1%}"),
+            ("died first within 30 days", f"{self.death_rate:>12.1%}"),
+            ("AUROC of the true risk", f"{self.ceiling_auroc:>12.3f}"),
+        ]
+        folders = [("export", self.fhir_dir), ("truth", self.truth_path)]
+        if self.records_path is not None:
+            folders.append(("records", self.records_path.parent))
+        return "\n".join(
+            [f"{name:<34}{value}" for name, value in rows]
+            + [f"{name:<10}{path}" for name, path in folders]
+        )
+
 
 def simulate_hospital(
     out: str | Path,

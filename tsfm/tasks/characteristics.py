@@ -59,19 +59,19 @@ def _describe_shard(events: pl.DataFrame, cohort: pl.DataFrame) -> pl.DataFrame:
         .unique([subject, "start_time"], keep="first", maintain_order=True)
     )
     age = (pl.col(schema.PREDICTION_TIME) - pl.col("birth")).dt.total_days() / _DAYS_PER_YEAR
-    labels = [
-        "under 18",
-        *(f"{low}-{high - 1}" for low, high in itertools.pairwise(AGE_EDGES)),
-        f"{AGE_EDGES[-1]} and over",
-    ]
     return (
         cohort.select(subject, schema.PREDICTION_TIME, "start_time")
         .join(births, on=subject, how="left", maintain_order="left")
         .join(last_part(codes.GENDER, "sex"), on=subject, how="left", maintain_order="left")
         .join(last_part(codes.RACE, "race"), on=subject, how="left", maintain_order="left")
         .join(admissions, on=[subject, "start_time"], how="left", maintain_order="left")
-        .with_columns(
-            age.cut(list(AGE_EDGES), labels=labels, left_closed=True).cast(pl.String).alias("age")
-        )
+        .with_columns(_age_group(age).alias("age"))
         .select(subject, schema.PREDICTION_TIME, *COLUMNS)
     )
+
+
+def _age_group(age: pl.Expr) -> pl.Expr:
+    group = pl.when(age.is_null()).then(None).when(age < AGE_EDGES[0]).then(pl.lit("under 18"))
+    for low, high in itertools.pairwise(AGE_EDGES):
+        group = group.when(age < high).then(pl.lit(f"{low}-{high - 1}"))
+    return group.otherwise(pl.lit(f"{AGE_EDGES[-1]} and over"))

@@ -27,7 +27,7 @@ from tsfm.batches.batch import Batch
 from tsfm.batches.dataset import CohortIndex, TokenDataset
 from tsfm.errors import InputError, ModelMismatch
 from tsfm.evaluation.calibration import fit_platt
-from tsfm.models.checkpoint import load_model, save_model
+from tsfm.models.checkpoint import load_model, refuse_existing, save_model
 from tsfm.models.timeline import TimelineModel
 from tsfm.tasks.registry import Task, task_named
 from tsfm.tokens.token_store import TokenStore
@@ -75,10 +75,12 @@ def finetune(
 
     Raises:
         ModelMismatch: The store's vocabulary is not the model's.
-        InputError: No eligible stay with a known outcome in training or tuning.
+        InputError: No eligible stay with a known outcome in training or tuning, or the output
+            folder is not empty.
     """
     config = config or FinetuneConfig()
     task = task_named(task_name)
+    refuse_existing(out)
     start = load_model(model_dir)
     store = TokenStore.open(tokens)
     if store.vocabulary.hash != start.vocabulary.hash:

@@ -11,7 +11,7 @@ from tsfm import schema
 from tsfm.batches.batch import Batch
 from tsfm.batches.dataset import TokenDataset
 from tsfm.errors import ModelMismatch
-from tsfm.models.checkpoint import save_model
+from tsfm.models.checkpoint import refuse_existing, save_model
 from tsfm.models.mamba import MambaConfig
 from tsfm.models.timeline import TimelineConfig, TimelineModel
 from tsfm.tokens.token_store import TokenStore
@@ -40,10 +40,12 @@ def pretrain(
         progress: Show a bar; None: on a terminal only.
 
     Raises:
+        InputError: The output folder is not empty.
         ModelMismatch: The store uses another model's vocabulary.
     """
     import torch
 
+    refuse_existing(out)
     store = TokenStore.open(tokens)
     if not store.config["vocabulary_fitted"]:
         raise ModelMismatch(

@@ -1,0 +1,248 @@
+"""From a hospital's FHIR export to readmission risk, and how close to the truth it comes.
+
+A hospital is simulated whose hazards of readmission and death are known. It is written as a FHIR
+bulk export with WFDB records, and from there on nothing is special: the files are ingested and
+tokenised in the order of knowing, a model is pretrained and fine-tuned on the training subjects,
+every eligible discharge is scored, and the held-out subjects' discharges judge it, beside gradient
+boosting on count features, HOSPITAL, LACE and the true risk, which nobody can beat.
+
+    python benchmarks/demo.py --out demo            the whole, about ten minutes on two cores
+    python benchmarks/demo.py --out demo --quick    a small one, to see that it runs
+    python benchmarks/demo.py --out demo --test D   also judge the model on another hospital: the
+                                                    folder D with fhir/ and truth.parquet
+
+The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import polars as pl
+import torch
+
+import tsfm
+from tsfm import event_table, schema
+from tsfm.errors import TsfmError
+from tsfm.evaluation.bootstrap import paired_difference
+from tsfm.evaluation.discrimination import auroc
+from tsfm.models.mamba import MambaConfig
+from tsfm.reports.evaluation_summary import Evaluation
+from tsfm.reports.html_report import write_run_report
+from tsfm.reports.run_evaluation import BASELINES_DIR
+from tsfm.scoring.risk_assessment import RiskBands
+from tsfm.training.finetune import FINETUNE_DEFAULTS, FinetuneConfig
+from tsfm.training.loop import TrainConfig
+
+TASK = "readmission_30d"
+TRUTH = "True risk (ceiling)"
+BOOSTING = "Boosted counts"
+KEY = [schema.SUBJECT_ID, schema.PREDICTION_TIME]
+BANDS = RiskBands(0.05, 0.15, 0.30)
+STAGES = ("hospital", "events", "tokens", "labels", "pretrained", "model", "run", "test")
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Runs the stages one by one and says what it does and how long it took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, command: str, work: Callable[[], T]) -> T:
+        print(f"\n$ {command}", flush=True)
+        started = time.perf_counter()
+        result = work()
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+        print(f"  {name}: {self.seconds[name]:.1f} s", flush=True)
+        return result
+
+
+def add_truth(hospital: Path, events: Path, run: Path) -> None:
+    """Put the true risk of every discharge beside the baselines of a run."""
+    subjects = {source: subject for subject, source in event_table.subject_ids(events).items()}
+    truth = pl.read_parquet(hospital / "truth.parquet").select(
+        pl.col("patient_id")
+        .replace_strict(subjects, return_dtype=pl.Int64)
+        .alias(schema.SUBJECT_ID),
+        pl.col("discharge_time").cast(pl.Datetime("us")).alias(schema.PREDICTION_TIME),
+        pl.col("p_readmission_30d").alias("probability"),
+    )
+    event_table.write_table(truth.to_arrow(), run / BASELINES_DIR / f"{TRUTH}.parquet")
+
+
+def ingest(hospital: Path, events: Path) -> None:
+    """Both kinds of source onto one timeline."""
+    print(tsfm.ingest_fhir(hospital / "fhir", events).as_text())
+    records = hospital / "wfdb" / "records.csv"
+    if records.exists():
+        print(tsfm.ingest_wfdb(hospital / "wfdb", events, subjects=records).as_text())
+
+
+def judge(run: Path, events: Path, split: str | None) -> tuple[Evaluation, dict[str, Any]]:
+    """Figures of the held-out subjects, and the differences that decide."""
+    result = tsfm.evaluate_run(run, events=events, baselines=split is not None, split=split)
+    figures: dict[str, Any] = {"n": result.n_labelled}
+    for model in result.models:
+        figures[model.name] = {
+            "auroc": model.auroc.value if model.auroc else None,
+            "auprc": model.auprc.value if model.auprc else None,
+            "brier": model.brier.value if model.brier else None,
+            "slope": model.slope,
+        }
+    for name, key in ((TRUTH, "ours_minus_ceiling"), (BOOSTING, "ours_minus_boosting")):
+        if name not in result.baseline_scores:
+            continue
+        both = result.labelled.join(
+            result.baseline_scores[name].select(*KEY, pl.col("probability").alias("other")), on=KEY
+        )
+        difference = paired_difference(
+            auroc,
+            both[schema.SUBJECT_ID].to_numpy(),
+            both[schema.BOOLEAN_VALUE].to_numpy().astype(float),
+            both["probability"].to_numpy(),
+            both["other"].to_numpy(),
+        )
+        figures[key] = [difference.value, difference.low, difference.high]
+    return result, figures
+
+
+def main() -> None:
+    """Run the demonstration."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to work in")
+    parser.add_argument("--patients", type=int, default=None, help="patients to simulate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a small run that proves the road")
+    parser.add_argument("--test", type=Path, help="another simulated hospital to judge on")
+    args = parser.parse_args()
+    out: Path = args.out
+    for stage in STAGES:
+        shutil.rmtree(out / stage, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    patients = args.patients or (250 if args.quick else 6000)
+    backbone = MambaConfig(d_model=16, n_layers=1) if args.quick else MambaConfig()
+    pretraining = TrainConfig(epochs=1 if args.quick else 4, seed=args.seed)
+    finetuning = FinetuneConfig(
+        train=replace(FINETUNE_DEFAULTS, epochs=1 if args.quick else 8, seed=args.seed)
+    )
+    watch = Stopwatch()
+    hospital, events, run = out / "hospital", out / "events", out / "run"
+
+    summary = watch.run(
+        "simulate",
+        f"tsfm simulate --out {hospital} --patients {patients} --seed {args.seed}",
+        lambda: tsfm.simulate_hospital(hospital, n_patients=patients, seed=args.seed),
+    )
+    print(summary.as_text())
+    watch.run(
+        "ingest",
+        f"tsfm ingest fhir {hospital}/fhir --out {events}; tsfm ingest wfdb ...",
+        lambda: ingest(hospital, events),
+    )
+    store = watch.run(
+        "tokenize",
+        f"tsfm tokenize {events} --out {out}/tokens",
+        lambda: tsfm.build_token_store(events, out / "tokens"),
+    )
+    print(f"{len(store):,} tokens of {len(store.vocabulary):,} codes")
+    labels = watch.run(
+        "label",
+        f"tsfm label {events} --task {TASK} --out {out}/labels",
+        lambda: tsfm.write_labels(events, TASK, out / "labels"),
+    )
+    print(labels.as_text())
+    result = watch.run(
+        "pretrain",
+        f"tsfm pretrain {out}/tokens --out {out}/pretrained",
+        lambda: tsfm.pretrain(
+            out / "tokens", out / "pretrained", backbone=backbone, config=pretraining
+        ),
+    )
+    print(result.as_text())
+    cohort = pl.read_parquet(out / "labels" / TASK / "cohort.parquet")
+    result = watch.run(
+        "finetune",
+        f"tsfm finetune {out}/pretrained {out}/tokens --labels {out}/labels --task {TASK} "
+        f"--out {out}/model",
+        lambda: tsfm.finetune(
+            out / "pretrained", out / "tokens", cohort, TASK, out / "model", config=finetuning
+        ),
+    )
+    print(result.as_text())
+    manifest = watch.run(
+        "score",
+        f"tsfm score {out}/model {events} --task {TASK} --out {run}",
+        lambda: tsfm.run_scoring(out / "model", events, TASK, run, bands=BANDS),
+    )
+    print(f"{manifest.counts.scored:,} of {manifest.counts.eligible:,} eligible discharges scored")
+    add_truth(hospital, events, run)
+    evaluation, figures = watch.run(
+        "evaluate",
+        f"tsfm evaluate {run} --events {events} --baselines --split held_out",
+        lambda: judge(run, events, schema.HELD_OUT),
+    )
+    report = watch.run(
+        "report",
+        f"tsfm report {run}",
+        lambda: write_run_report(run, capacity=0.1),
+    )
+    print(f"\nHeld-out subjects of the simulated hospital\n{evaluation.as_text()}")
+    _print_difference("ours - ceiling", figures.get("ours_minus_ceiling"))
+    _print_difference("ours - boosting", figures.get("ours_minus_boosting"))
+    found = {"held_out": figures}
+    if args.test:
+        found["test"] = watch.run("test", f"judge on {args.test}", lambda: _test(args.test, out))
+    print(f"\nreport: {report}")
+    print(
+        json.dumps(
+            {
+                "benchmark": "demo",
+                "quick": args.quick,
+                "patients": patients,
+                "seed": args.seed,
+                "seconds": watch.seconds,
+                "total_seconds": round(sum(watch.seconds.values()), 1),
+                **found,
+                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+                "torch": torch.__version__,
+                "date": datetime.now(UTC).date().isoformat(),
+            }
+        )
+    )
+
+
+def _test(hospital: Path, out: Path) -> dict[str, Any]:
+    """Score a hospital that the model has never met, and judge it by its truth."""
+    events, run = out / "test" / "events", out / "test" / "run"
+    ingest(hospital, events)
+    tsfm.run_scoring(out / "model", events, TASK, run, bands=BANDS)
+    add_truth(hospital, events, run)
+    evaluation, figures = judge(run, events, None)
+    print(f"\nThe hospital kept apart\n{evaluation.as_text()}")
+    _print_difference("ours - ceiling", figures.get("ours_minus_ceiling"))
+    return figures
+
+
+def _print_difference(name: str, difference: list[float] | None) -> None:
+    if difference is not None:
+        value, low, high = difference
+        print(f"{name}: AUROC {value:+.4f} [{low:+.4f}, {high:+.4f}]")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TsfmError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

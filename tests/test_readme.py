@@ -1,0 +1,79 @@
+"""What the README shows is what happens: its examples run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+TASK = "readmission_30d"
+
+
+def example(repository: Path, language: str) -> str:
+    """The README's one block of a language."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (repository / "README.md").read_text(), re.S)
+    assert len(blocks) == 1
+    return str(blocks[0])
+
+
+def test_the_library_example_runs(
+    repository: Path,
+    tiny_hospital: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from tsfm.scoring.risk_assessment import RiskBands
+    from tsfm.scoring.score_run import run_scoring
+
+    demo = tmp_path / "demo"
+    demo.mkdir()
+    (demo / "model").symlink_to(tiny_hospital.model)
+    (demo / "events").symlink_to(tiny_hospital.events)
+    run_scoring(
+        demo / "model", demo / "events", TASK, demo / "run", bands=RiskBands(0.05, 0.15, 0.3)
+    )
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(example(repository, "python"), "README.md", "exec"), found)
+    assert isinstance(found["scores"], pl.DataFrame)
+    assert found["scores"].height > 10
+    printed = capsys.readouterr().out
+    assert "scored" in printed
+    assert TASK in printed
+
+
+@pytest.mark.slow
+def test_the_batch_example_runs(repository: Path, tmp_path: Path) -> None:
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", example(repository, "bash")],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    for name in ("scores.parquet", "predictions.parquet", "risk_assessments.ndjson", "run.json"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert "AUROC" in ended.stdout
+    report = tmp_path / "run" / "report.html"
+    assert "20%" in report.read_text()
+    assert report.stat().st_mode & 0o077 == 0  # patients' files are their owner's alone
+
+
+def test_examples_are_short(repository: Path) -> None:
+    for language in ("python", "bash"):
+        lines = [line for line in example(repository, language).splitlines() if line.strip()]
+        assert len(lines) <= 10, language
