@@ -39,12 +39,13 @@ class EventEmbedding(nn.Module):
         self.code = nn.Embedding(n_codes, d_model)
         self.value = nn.Embedding(n_codes, d_model)
         self.trend = nn.Embedding(n_codes, d_model)
+        self.change = nn.Embedding(n_codes, d_model)
         self.increment = nn.Embedding(n_codes, d_model)
         self.bin = nn.Embedding(N_BINS, d_model)
         self.time = nn.Linear(_N_TIMES, d_model)
         self.mix = nn.Linear(d_model, d_model)
         self.code_dropout = dropout
-        for table in (self.code, self.value, self.trend, self.increment, self.bin):
+        for table in (self.code, self.value, self.trend, self.change, self.increment, self.bin):
             nn.init.normal_(table.weight, std=0.5)
 
     def forward(self, batch: Batch) -> Float[Tensor, "token model"]:
@@ -55,6 +56,7 @@ class EventEmbedding(nn.Module):
             code = code.masked_fill(dropped, 0)
         z = batch.value.clamp(-6.0, 6.0).unsqueeze(-1)  # asinh units: 6 is two hundred scales out
         x = self.code(code) + self.value(code) * z + self.trend(code) * batch.rate.unsqueeze(-1)
+        x = x + self.change(code) * torch.asinh(batch.change).unsqueeze(-1)
         x = x + self.increment(code) * batch.increment.clamp(-6.0, 6.0).unsqueeze(-1)
         x = x + self.bin(batch.bin) + self.time(_times(batch))
         return x + self.mix(F.silu(x))

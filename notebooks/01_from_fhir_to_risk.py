@@ -25,9 +25,12 @@
 
 # %%
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from matplotlib.figure import Figure
 
 import tsfm
 from tsfm import event_table, schema
@@ -91,26 +94,29 @@ print(labels.as_text())
 # %% [markdown]
 # ## 4. One patient's timeline
 #
-# All that is known of one patient at one of the discharges, and nothing that came later. This is
-# what the model reads for that score.
+# The last year of one patient, as it was known at a discharge. What came later is not there, nor
+# are the diagnoses of this very stay: they are coded in the days after. The model reads the same
+# events, from the first one on.
 
 # %%
+YEAR = timedelta(days=365)
 everything = pl.concat(event_table.scan_events(events))
 cohort = pl.read_parquet(labels.paths["cohort"])
-index_stays = cohort.filter("eligible")
-n_stays = index_stays.group_by(schema.SUBJECT_ID).len().filter(pl.col("len") == 4)
-patient = n_stays[schema.SUBJECT_ID].min()
-discharge = index_stays.filter(pl.col(schema.SUBJECT_ID) == patient)[schema.PREDICTION_TIME].max()
-names = dict(
-    event_table.read_table(schema.metadata_dir(events) / "codes.parquet")
-    .select(["code", "description"])
-    .to_pandas()
-    .itertuples(index=False)
+recorded = everything.filter(pl.col(schema.SIGNAL_ID).is_not_null())[schema.SUBJECT_ID]
+last_year = (
+    cohort.filter(pl.col("eligible") & pl.col(schema.SUBJECT_ID).is_in(recorded.implode()))
+    .with_columns(pl.col(schema.PREDICTION_TIME).max().over(schema.SUBJECT_ID).alias("last"))
+    .filter(pl.col("last") - pl.col("start_time") < YEAR)
 )
+stays = last_year.group_by(schema.SUBJECT_ID).agg(pl.len(), pl.col("last").first())
+patient, n_stays, discharge = stays.sort(["len", schema.SUBJECT_ID]).row(-1)
+names = event_table.read_table(schema.metadata_dir(events) / "codes.parquet").to_pylist()
 timeline_plot(
-    everything.filter(pl.col(schema.SUBJECT_ID) == patient),
+    everything.filter(
+        (pl.col(schema.SUBJECT_ID) == patient) & (pl.col(schema.TIME) > discharge - YEAR)
+    ),
     until=discharge,
-    descriptions={code: text for code, text in names.items() if text},
+    descriptions={row["code"]: row["description"] for row in names if row["description"]},
 )
 
 # %% [markdown]
@@ -134,7 +140,10 @@ tokens
 # %%
 backbone = MambaConfig(d_model=32, n_layers=2)
 pretraining = tsfm.pretrain(
-    work / "tokens", work / "pretrained", backbone=backbone, config=TrainConfig(epochs=6)
+    work / "tokens",
+    work / "pretrained",
+    backbone=backbone,
+    config=TrainConfig(epochs=4, max_tokens=2048),
 )
 print(pretraining.as_text())
 
@@ -145,7 +154,7 @@ finetuning = tsfm.finetune(
     cohort,
     TASK,
     work / "model",
-    config=FinetuneConfig(train=TrainConfig(epochs=4, lr=1e-3, patience=2)),
+    config=FinetuneConfig(train=TrainConfig(epochs=5, lr=1e-3, max_tokens=2048)),
 )
 print(finetuning.as_text())
 
@@ -231,14 +240,13 @@ scores = pl.read_parquet(work / "run" / "scores.parquet")
 # ## 10. Waveforms on the same timeline
 #
 # A record is an event too: it has a patient, a time, and a key into the signal store, where each
-# lead keeps its own sampling rate and units. Nothing is resampled, and gaps stay gaps.
+# lead keeps its own sampling rate and units. Nothing is resampled, and gaps stay gaps. This one is
+# of the patient of section 4, two leads of ECG in millivolts and a PPG in arbitrary units.
 
 # %%
-import numpy as np
-from matplotlib.figure import Figure
-
 store = SignalStore(events)
-record = store.read_record(store.index["signal_id"][0], stop_s=8.0)
+of_patient = store.index.filter(pl.col(schema.SUBJECT_ID) == patient)
+record = store.read_record(of_patient[schema.SIGNAL_ID][0], stop_s=8.0)
 figure = Figure(figsize=(9, 4.5), layout="constrained")
 panels = figure.subplots(len(record.leads), 1, sharex=True)
 for axes, lead, fs_hz, units, values in zip(

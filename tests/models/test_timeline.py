@@ -30,6 +30,7 @@ def make_tokens(seed: int = 0, lengths: np.ndarray = LENGTHS) -> Batch:
         lengths=lengths,
         subject_id=np.arange(len(lengths)),
         birth_s=np.array([0.0, np.nan, -1e9, 1e8])[: len(lengths)],
+        step=np.ones(30, np.float32),
     )
 
 
@@ -47,13 +48,14 @@ def test_a_packed_subject_gives_what_it_gives_alone(model: TimelineModel) -> Non
     for index, (start, end) in enumerate(itertools.pairwise(borders)):
         alone = make_batch(
             code=batch.code[start:end].numpy().astype(np.int32),
-            value=batch.value[start:end].numpy(),
+            value=np.where(batch.value == 0, np.nan, batch.value)[start:end].astype(np.float32),
             bin=batch.bin[start:end].numpy().astype(np.int8),
             time_s=batch.time_s[start:end].numpy(),
             lag_hours=batch.lag_hours[start:end].numpy(),
             lengths=np.array([end - start]),
             subject_id=np.array([index]),
             birth_s=np.array([[0.0, np.nan, -1e9, 1e8][index]]),
+            step=np.ones(30, np.float32),
         )
         torch.testing.assert_close(model(alone), together[start:end], rtol=1e-4, atol=1e-5)
 

@@ -33,10 +33,10 @@ class Batch:
         since_hours: (T,) hours since the subject's previous token of the same code, 0 if there is
             none.
         repeated: (T,) 1 where there is one.
-        change: (T,) value less the previous value of the same code, 0 where either is missing.
-        increment: (T,) the change, or the value itself where there is no previous one: a subject's
-            increments of a code add up to its last value.
-        rate: (T,) the change a day, bounded by asinh; results an hour apart count as an hour.
+        increment: (T,) value less the previous value of the same code, or the value itself where
+            there is none: a subject's increments of a code add up to its last value.
+        change: (T,) the same in the code's typical steps, 0 at the first value.
+        rate: (T,) that change a day, bounded by asinh; results an hour apart count as an hour.
         lag_hours: (T,) hours from when the fact was true to when it was available.
         age_years: (T,) age at the token, 0 where the birth is unknown.
         age_known: (T,) 1 where the birth is known.
@@ -89,6 +89,7 @@ def make_batch(
     lengths: NDArray[np.int64],
     subject_id: NDArray[np.int64],
     birth_s: NDArray[np.float64],
+    step: NDArray[np.float32],
 ) -> Batch:
     """Build a batch from the arrays of a token store or of `SubjectTokens`.
 
@@ -101,6 +102,7 @@ def make_batch(
         lengths: (S,) tokens of each subject, in order.
         subject_id: (S,) subjects.
         birth_s: (S,) births in seconds, NaN where unknown.
+        step: (V,) typical step of each code, see `ValueScale`.
     """
     borders = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     owner = np.repeat(np.arange(len(lengths)), lengths)
@@ -108,7 +110,7 @@ def make_batch(
     gap[borders[:-1]] = 0.0
     age = (time_s - birth_s[owner]) / SECONDS_PER_YEAR
     known = np.isfinite(age)
-    since, repeated, change, increment, rate = _trends(code, value, time_s, owner)
+    since, repeated, change, increment, rate = _trends(code, value, time_s, owner, step)
     return Batch(
         code=torch.from_numpy(code.astype(np.int64)),
         value=torch.from_numpy(np.nan_to_num(value, nan=0.0).astype(np.float32)),
@@ -135,6 +137,7 @@ def _trends(
     value: NDArray[np.float32],
     time_s: NDArray[np.float64],
     owner: NDArray[np.int64],
+    step: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], ...]:
     """Each token against the one of the same subject and code before it.
 
@@ -155,5 +158,6 @@ def _trends(
     change = np.nan_to_num(np.where(repeated, value - value[previous], 0.0), nan=0.0)
     first = ~repeated | np.isnan(value[previous])
     increment = np.where(first, np.nan_to_num(value, nan=0.0), change)
+    change = change / step[code]
     rate = np.arcsinh(change * _HOURS_PER_DAY / np.maximum(since, 1.0))
     return tuple(x.astype(np.float32) for x in (since, repeated, change, increment, rate))

@@ -22,6 +22,7 @@ from tsfm.batches.batch import SECONDS_PER_HOUR, Batch, make_batch
 from tsfm.errors import InputError
 from tsfm.tokens.event_tokens import SubjectTokens
 from tsfm.tokens.token_store import TokenStore
+from tsfm.tokens.value_scale import ValueScale
 
 NONE, EVENT, COMPETING = 0, 1, 2
 _OUTCOME = {"censored": NONE, "event": EVENT, "competing": COMPETING}
@@ -161,6 +162,7 @@ class TokenDataset:
             lengths=self.length[chosen],
             subject_id=self.subject_id[chosen],
             birth_s=self.birth_s[chosen],
+            step=self.store.scale.step,
         )
 
     def plan(self, *, max_tokens: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
@@ -191,7 +193,7 @@ def pack(
     return [np.array(chosen, np.int64) for chosen in packs]
 
 
-def batches_of(tokens: SubjectTokens, *, max_tokens: int) -> Iterator[Batch]:
+def batches_of(tokens: SubjectTokens, scale: ValueScale, *, max_tokens: int) -> Iterator[Batch]:
     """Batches straight from tokenised events, without a store: the way of nightly scoring."""
     lengths = np.diff(tokens.start)
     for chosen in pack(np.arange(len(lengths)), lengths, max_tokens):
@@ -205,4 +207,5 @@ def batches_of(tokens: SubjectTokens, *, max_tokens: int) -> Iterator[Batch]:
             lengths=lengths[chosen],
             subject_id=tokens.subject_id[chosen],
             birth_s=tokens.birth_s[chosen],
+            step=scale.step,
         )

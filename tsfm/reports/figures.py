@@ -91,12 +91,13 @@ def reliability_plot(
         size=FONT_SIZE - 1,
     )
     facts = [f"{len(y):,} stays, {int(y.sum()):,} with {outcome}"]
-    if slope is not None:
-        facts.append(f"slope {slope:.2f} (ideal 1)")
+    fitted = [f"slope {slope:.2f} (ideal 1)"] if slope is not None else []
     if intercept is not None:
-        facts.append(f"intercept {_signed(intercept)} (ideal 0)")
-    corner = {"xycoords": "axes fraction", "va": "top", "linespacing": 1.5}
-    write_at(top, "\n".join(facts), (0.03, 0.97), **corner)
+        fitted.append(f"intercept {_signed(intercept)} (ideal 0)")
+    # Above the axes: within them an interval of any height may pass through the words.
+    facts += [", ".join(fitted)] if fitted else []
+    above = {"xycoords": "axes fraction", "va": "bottom", "linespacing": 1.5}
+    write_at(top, "\n".join(facts), (0, 1), (0, 6), **above)
     top.set_ylabel(f"Observed share with {outcome}")
     percent_axes(top, "xy")
     clean(top)

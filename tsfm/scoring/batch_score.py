@@ -127,7 +127,7 @@ def _score_shard(
     n_known = np.zeros(index_stays.height, np.int64)
     head = model.model.task_head(task.name)
     with torch.inference_mode():
-        for batch in batches_of(tokens, max_tokens=max_tokens):
+        for batch in batches_of(tokens, model.scale, max_tokens=max_tokens):
             points = index.points_in(batch)
             if len(points) == 0:
                 continue

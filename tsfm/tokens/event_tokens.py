@@ -152,9 +152,10 @@ def training_counts(events: pl.DataFrame, training_subjects: pl.Series) -> dict[
 
 def scan_training_values(
     root: str, training_subjects: pl.Series, vocabulary: Vocabulary
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Ids and values of the training subjects' events whose own code is in the vocabulary."""
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:
+    """Training subjects' values whose own code is in the vocabulary: ids, values, subjects."""
     ids: list[NDArray[np.int32]] = []
+    subjects: list[NDArray[np.int64]] = []
     values: list[NDArray[np.float32]] = []
     for shard in event_table.scan_events(root):
         rows = shard.filter(
@@ -164,6 +165,7 @@ def scan_training_values(
         found, exact, _ = vocabulary.encode(rows[schema.CODE])
         ids.append(found[exact])
         values.append(rows[schema.NUMERIC_VALUE].to_numpy()[exact].astype(np.float32))
+        subjects.append(rows[schema.SUBJECT_ID].to_numpy()[exact].astype(np.int64))
     if not ids:
-        return np.zeros(0, np.int32), np.zeros(0, np.float32)
-    return np.concatenate(ids), np.concatenate(values)
+        return np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+    return np.concatenate(ids), np.concatenate(values), np.concatenate(subjects)

@@ -213,5 +213,5 @@ def fit(
         for code, n in training_counts(shard, training).items():
             code_counts[code] = code_counts.get(code, 0) + n
     vocabulary = fit_vocabulary(code_counts, min_count=min_count)
-    ids, values = scan_training_values(str(root), training, vocabulary)
-    return vocabulary, fit_value_scale(ids, values, n_codes=len(vocabulary))
+    ids, values, owners = scan_training_values(str(root), training, vocabulary)
+    return vocabulary, fit_value_scale(ids, values, n_codes=len(vocabulary), subjects=owners)

@@ -5,7 +5,9 @@
 
 The inverse hyperbolic sine is linear near the median and logarithmic far from it: a value a hundred
 times too large stays a number that a network can read, and can be turned back. Beside z each value
-has the decile it falls in. Both are fitted on training subjects only.
+has the decile it falls in. Patients differ more from each other than from themselves an hour ago,
+so changes have a scale of their own: the typical step between two successive values of one subject.
+All are fitted on training subjects only.
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ class ValueScale:
         median: (V,) float32; NaN where training saw no value of the code.
         scale: (V,) float32, positive.
         edges: (V, N_BINS - 1) float32, ascending deciles.
+        step: (V,) float32, positive: typical change of z between a subject's successive values.
     """
 
     median: NDArray[np.float32]
     scale: NDArray[np.float32]
     edges: NDArray[np.float32]
+    step: NDArray[np.float32]
 
     def apply(
         self, ids: NDArray[np.int32], values: NDArray[np.float32]
@@ -68,7 +72,13 @@ class ValueScale:
     def save(self, folder: str | Path) -> None:
         """Write `value_scale.npz` into a folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        np.savez(Path(folder) / FILE_NAME, median=self.median, scale=self.scale, edges=self.edges)
+        np.savez(
+            Path(folder) / FILE_NAME,
+            median=self.median,
+            scale=self.scale,
+            edges=self.edges,
+            step=self.step,
+        )
 
     @classmethod
     def load(cls, folder: str | Path, *, n_codes: int) -> ValueScale:
@@ -84,6 +94,7 @@ class ValueScale:
                     stored["median"].astype(np.float32),
                     stored["scale"].astype(np.float32),
                     stored["edges"].astype(np.float32),
+                    stored["step"].astype(np.float32),
                 )
         except (OSError, ValueError, KeyError) as error:
             raise ModelMismatch(
@@ -103,14 +114,21 @@ class ValueScale:
 
 
 def fit_value_scale(
-    ids: NDArray[np.int32], values: NDArray[np.float32], *, n_codes: int, min_values: int = 5
+    ids: NDArray[np.int32],
+    values: NDArray[np.float32],
+    *,
+    n_codes: int,
+    subjects: NDArray[np.int64] | None = None,
+    min_values: int = 5,
 ) -> ValueScale:
-    """Fit medians, scales and deciles.
+    """Fit medians, scales, deciles and steps.
 
     Args:
         ids: Token ids of the training subjects' events that carry a value.
         values: Their values; infinities and NaN are left out.
         n_codes: Size of the vocabulary.
+        subjects: Whose values they are, each subject's in order of time; without them every code's
+            step is one.
         min_values: Codes with fewer values get no scale.
     """
     frame = pl.DataFrame({"id": ids, "x": values}).filter(pl.col("x").is_finite())
@@ -137,4 +155,36 @@ def fit_value_scale(
     scale[at] = np.where(iqr > 0, iqr, np.where(std > 0, std, 1.0))
     for q in range(1, N_BINS):
         edges[at, q - 1] = stats[f"q{q}"].to_numpy()
-    return ValueScale(median, scale, edges)
+    fitted = ValueScale(median, scale, edges, np.ones(n_codes, np.float32))
+    if subjects is not None:
+        z, _ = fitted.apply(ids, values)
+        fitted.step[:] = _typical_steps(ids, z, subjects, n_codes, min_values)
+    return fitted
+
+
+def _typical_steps(
+    ids: NDArray[np.int32],
+    z: NDArray[np.float32],
+    subjects: NDArray[np.int64],
+    n_codes: int,
+    min_values: int,
+) -> NDArray[np.float32]:
+    """Root mean square change between successive values, the largest hundredth left out."""
+    steps = (
+        pl.DataFrame({"id": ids, "z": z, "subject": subjects})
+        .filter(pl.col("z").is_finite())
+        .with_columns(pl.col("z").diff().over("subject", "id").abs().alias("step"))
+        .drop_nulls("step")
+        .group_by("id")
+        .agg(
+            pl.len().alias("n"),
+            (pl.col("step").clip(upper_bound=pl.col("step").quantile(0.99)) ** 2)
+            .mean()
+            .sqrt()
+            .alias("typical"),
+        )
+        .filter((pl.col("n") >= min_values) & (pl.col("typical") > 0))
+    )
+    found = np.ones(n_codes, np.float32)
+    found[steps["id"].to_numpy()] = steps["typical"].to_numpy()
+    return found
