@@ -38,8 +38,6 @@ import torch
 import tsfm
 from tsfm import event_table, schema
 from tsfm.errors import TsfmError
-from tsfm.evaluation.bootstrap import paired_difference
-from tsfm.evaluation.discrimination import auroc
 from tsfm.models.mamba import MambaConfig
 from tsfm.reports.evaluation_summary import Evaluation
 from tsfm.reports.html_report import write_run_report
@@ -51,7 +49,6 @@ from tsfm.training.loop import TrainConfig
 TASK = "readmission_30d"
 TRUTH = "True risk (ceiling)"
 BOOSTING = "Boosted counts"
-KEY = [schema.SUBJECT_ID, schema.PREDICTION_TIME]
 BANDS = RiskBands(0.05, 0.15, 0.30)
 STAGES = ("hospital", "events", "tokens", "labels", "pretrained", "model", "run", "test")
 T = TypeVar("T")
@@ -104,26 +101,17 @@ def judge(run: Path, events: Path, split: str | None) -> tuple[Evaluation, dict[
             "brier": model.brier.value if model.brier else None,
             "slope": model.slope,
         }
-    for name, key in ((TRUTH, "ours_minus_ceiling"), (BOOSTING, "ours_minus_boosting")):
-        if name not in result.baseline_scores:
-            continue
-        both = result.labelled.join(
-            result.baseline_scores[name].select(*KEY, pl.col("probability").alias("other")), on=KEY
-        )
-        difference = paired_difference(
-            auroc,
-            both[schema.SUBJECT_ID].to_numpy(),
-            both[schema.BOOLEAN_VALUE].to_numpy().astype(float),
-            both["probability"].to_numpy(),
-            both["other"].to_numpy(),
-        )
-        figures[key] = [difference.value, difference.low, difference.high]
+    for model in result.models:
+        key = {TRUTH: "ours_minus_ceiling", BOOSTING: "ours_minus_boosting"}.get(model.name)
+        if key and model.auroc_behind:
+            behind = model.auroc_behind
+            figures[key] = [behind.value, behind.low, behind.high]
     return result, figures
 
 
 def main() -> None:
     """Run the demonstration."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to work in")
     parser.add_argument("--patients", type=int, default=None, help="patients to simulate")
     parser.add_argument("--seed", type=int, default=0)
@@ -198,8 +186,8 @@ def main() -> None:
     )
     report = watch.run(
         "report",
-        f"tsfm report {run}",
-        lambda: write_run_report(run, capacity=0.1),
+        f"tsfm report {run} --events {events} --split held_out",
+        lambda: write_run_report(run, events=events, split=schema.HELD_OUT),
     )
     print(f"\nHeld-out subjects of the simulated hospital\n{evaluation.as_text()}")
     _print_difference("ours - ceiling", figures.get("ours_minus_ceiling"))

@@ -258,6 +258,12 @@ def evaluate(
 def report(
     run: Run,
     capacity: Capacity = 0.1,
+    events: Annotated[
+        Path | None, typer.Option(help="Event table of the run, for --split.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Judge only this split's subjects (needs --events).")
+    ] = None,
 ) -> None:
     """Write a run's HTML report anew.
 
@@ -265,7 +271,8 @@ def report(
     """
     from tsfm.reports.html_report import write_run_report
 
-    typer.echo(f"report: {write_run_report(run, capacity=capacity)}")
+    path = write_run_report(run, capacity=capacity, events=events, split=split)
+    typer.echo(f"report: {path}")
 
 
 def main() -> None:

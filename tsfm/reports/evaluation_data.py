@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class EvaluationData:
             divide the stays, such as `sex`; None for no subgroups.
         baselines: Name to subject_id, prediction_time, probability, of the same stays.
         manifest: Contents of `run.json`; may be empty.
+        subset: Which of the run's subjects are judged, in a word; None for all.
     """
 
     task: str
@@ -37,6 +38,7 @@ class EvaluationData:
     subgroups: pl.DataFrame | None = None
     baselines: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    subset: str | None = None
 
     @property
     def outcome(self) -> str:
@@ -86,6 +88,40 @@ def load_run(
         subgroups=_read_if_there(run / "groups.parquet") if subgroups is None else subgroups,
         baselines=baselines,
         manifest=manifest.as_dict(),
+    )
+
+
+def keep_split(data: EvaluationData, events: str | Path, split: str) -> EvaluationData:
+    """The same run, judged on one split's subjects only.
+
+    Args:
+        data: Data of the evaluation.
+        events: Event table that was scored, which knows the splits.
+        split: One of `schema.SPLITS`.
+
+    Raises:
+        InputError: Unknown split.
+    """
+    from tsfm import event_table, schema
+    from tsfm.errors import InputError
+
+    if split not in schema.SPLITS:
+        raise InputError(
+            f"unknown split '{split}'",
+            code="unknown_split",
+            place="--split",
+            remedy=f"Use one of {', '.join(schema.SPLITS)}.",
+        )
+    known = event_table.subject_splits(events)
+    chosen = [subject for subject, own in known.items() if own == split]
+    own = pl.col(schema.SUBJECT_ID).is_in(chosen)
+    return replace(
+        data,
+        scores=data.scores.filter(own),
+        labels=None if data.labels is None else data.labels.filter(own),
+        cohort=None if data.cohort is None else data.cohort.filter(own),
+        baselines={name: frame.filter(own) for name, frame in data.baselines.items()},
+        subset=split,
     )
 
 

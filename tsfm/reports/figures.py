@@ -69,7 +69,7 @@ def reliability_plot(
         1.0, 0.05 * np.ceil(max(curve.high.max(), np.quantile(p, 0.995), 0.1) * 1.02 / 0.05)
     )
 
-    figure = new_figure(5.2, 6.3)
+    figure = new_figure(5.2, 6.75)
     top, bottom = figure.subplots(2, 1, height_ratios=[4.4, 1], sharex=True)
     top.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (4, 3)), zorder=1)
     top.vlines(curve.predicted, curve.low, curve.high, color=BLUE, lw=1.6, alpha=0.75, zorder=2)

@@ -19,8 +19,9 @@ from typing import Any
 
 import polars as pl
 
+from tsfm.errors import InputError
 from tsfm.evaluation.subgroups import SMALLEST_CELL
-from tsfm.reports.evaluation_data import EvaluationData, load_run
+from tsfm.reports.evaluation_data import EvaluationData, keep_split, load_run
 from tsfm.reports.evaluation_summary import (
     NOTHING,
     Evaluation,
@@ -68,17 +69,35 @@ def write_report(
     return target
 
 
-def write_run_report(run_dir: str | Path, *, capacity: float = 0.10) -> Path:
+def write_run_report(
+    run_dir: str | Path,
+    *,
+    capacity: float = 0.10,
+    events: str | Path | None = None,
+    split: str | None = None,
+) -> Path:
     """Write `report.html` into the folder of a scoring run and return its path.
 
     Args:
         run_dir: Folder of the run; see `load_run`.
         capacity: Share of stays that can be looked at, a fraction.
+        events: Event table that was scored; needed for a split.
+        split: Judge only this split's subjects, such as those that training never saw.
 
     Raises:
         TsfmError: What `load_run` and `evaluate` raise.
     """
-    return write_report(run_dir, Path(run_dir) / FILE_NAME, capacity=capacity)
+    data = load_run(run_dir)
+    if split is not None:
+        if events is None:
+            raise InputError(
+                "a split needs the event table",
+                code="missing_events",
+                place="--events",
+                remedy="Give the event table that was scored.",
+            )
+        data = keep_split(data, events, split)
+    return write_report(data, Path(run_dir) / FILE_NAME, capacity=capacity)
 
 
 def render_report(data: EvaluationData, evaluation: Evaluation) -> str:
@@ -93,6 +112,7 @@ def render_report(data: EvaluationData, evaluation: Evaluation) -> str:
         outcome=data.outcome,
         task=data.task,
         model_name=data.model_name,
+        subset=data.subset,
         evaluation=evaluation,
         ours=evaluation.models[0] if evaluation.models else None,
         baselines=evaluation.models[1:],

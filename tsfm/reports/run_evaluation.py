@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-import polars as pl
-
-from tsfm import event_table, schema
+from tsfm import event_table
 from tsfm.errors import InputError
-from tsfm.reports.evaluation_data import load_run
+from tsfm.reports.evaluation_data import keep_split, load_run
 from tsfm.reports.evaluation_summary import Evaluation, evaluate
 
 BASELINES_DIR = "baselines"
@@ -61,24 +58,7 @@ def evaluate_run(
             event_table.write_table(frame.to_arrow(), folder / BASELINES_DIR / f"{name}.parquet")
         data = load_run(folder)
     if split is not None and events is not None:
-        if split not in schema.SPLITS:
-            raise InputError(
-                f"unknown split '{split}'",
-                code="unknown_split",
-                place="--split",
-                remedy=f"Use one of {', '.join(schema.SPLITS)}.",
-            )
-        known = event_table.subject_splits(events)
-        chosen = [subject for subject, own in known.items() if own == split]
-        own = pl.col(schema.SUBJECT_ID).is_in(chosen)
-        assert data.labels is not None
-        data = replace(
-            data,
-            scores=data.scores.filter(own),
-            labels=data.labels.filter(own),
-            cohort=None if data.cohort is None else data.cohort.filter(own),
-            baselines={name: frame.filter(own) for name, frame in data.baselines.items()},
-        )
+        data = keep_split(data, events, split)
     result = evaluate(data, capacity=capacity)
     (folder / "evaluation.json").write_text(json.dumps(result.as_dict(), indent=2) + "\n")
     return result
