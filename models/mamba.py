@@ -43,7 +43,7 @@ class MambaConfig:
 
     d_model: int = 64
     n_layers: int = 2
-    d_state: int = 16
+    d_state: int = 8
     expand: int = 2
     d_conv: int = 4
     dropout: float = 0.1

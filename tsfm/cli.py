@@ -132,7 +132,7 @@ def pretrain(
     d_model: Annotated[int, typer.Option(help="Width of the model.")] = 64,
     layers: Annotated[int, typer.Option(help="Mamba blocks.")] = 2,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
-    max_tokens: Annotated[int, typer.Option(help="Tokens a batch.")] = 8192,
+    max_tokens: Annotated[int, typer.Option(help="Tokens a batch.")] = 2048,
     seed: Seed = 0,
 ) -> None:
     """Train a timeline model on the training subjects.

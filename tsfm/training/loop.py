@@ -54,12 +54,12 @@ class TrainConfig:
     """
 
     epochs: int = 10
-    max_tokens: int = 8192
+    max_tokens: int = 2048
     lr: float = 3e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
     clip: float = 1.0
-    average_decay: float = 0.99
+    average_decay: float = 0.995
     patience: int = 5
     seed: int = 0
     max_seconds: float | None = None
