@@ -124,9 +124,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     patients = args.patients or (250 if args.quick else 14_000)
     backbone = MambaConfig(d_model=16, n_layers=1) if args.quick else MambaConfig()
-    pretraining = TrainConfig(epochs=1 if args.quick else 2, seed=args.seed)
+    pretraining = TrainConfig(epochs=1 if args.quick else 3, seed=args.seed)
     finetuning = FinetuneConfig(
-        train=replace(FINETUNE_DEFAULTS, epochs=1 if args.quick else 3, seed=args.seed)
+        train=replace(FINETUNE_DEFAULTS, epochs=1 if args.quick else 2, lr=7e-4, seed=args.seed)
     )
     watch = Stopwatch()
     hospital, events, run = out / "hospital", out / "events", out / "run"
