@@ -6,7 +6,7 @@ tokenised in the order of knowing, a model is pretrained and fine-tuned on the t
 every eligible discharge is scored, and the held-out subjects' discharges judge it, beside gradient
 boosting on count features, HOSPITAL, LACE and the true risk, which nobody can beat.
 
-    python benchmarks/demo.py --out demo            the whole, about ten minutes on two cores
+    python benchmarks/demo.py --out demo            the whole, some twelve minutes on two cores
     python benchmarks/demo.py --out demo --quick    a small one, to see that it runs
     python benchmarks/demo.py --out demo --test D   also judge the model on another hospital: the
                                                     folder D with fhir/ and truth.parquet
@@ -126,7 +126,7 @@ def main() -> None:
     backbone = MambaConfig(d_model=16, n_layers=1) if args.quick else MambaConfig()
     pretraining = TrainConfig(epochs=1 if args.quick else 3, seed=args.seed)
     finetuning = FinetuneConfig(
-        train=replace(FINETUNE_DEFAULTS, epochs=1 if args.quick else 2, lr=7e-4, seed=args.seed)
+        train=replace(FINETUNE_DEFAULTS, epochs=1 if args.quick else 3, lr=1.2e-3, seed=args.seed)
     )
     watch = Stopwatch()
     hospital, events, run = out / "hospital", out / "events", out / "run"
