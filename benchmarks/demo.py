@@ -32,6 +32,7 @@ from typing import Any, TypeVar
 # Threads that wait without spinning: on a shared machine all work, ours too, runs faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -47,6 +48,7 @@ from tsfm.training.finetune import FINETUNE_DEFAULTS, FinetuneConfig
 from tsfm.training.loop import TrainConfig
 
 TASK = "readmission_30d"
+KEY = [schema.SUBJECT_ID, schema.PREDICTION_TIME]
 TRUTH = "True risk (ceiling)"
 BOOSTING = "Boosted counts"
 BANDS = RiskBands(0.05, 0.15, 0.30)
@@ -90,13 +92,35 @@ def ingest(hospital: Path, events: Path) -> None:
         print(tsfm.ingest_wfdb(hospital / "wfdb", events, subjects=records).as_text())
 
 
+def expected_auroc(score: np.ndarray, risk: np.ndarray) -> float:
+    """AUROC to be expected of a score where the true risk is known: no luck of who came back.
+
+    Every stay counts as an event with weight `risk` and as none with the rest.
+    """
+    order = np.argsort(score, kind="stable")
+    ranked = score[order]
+    below = np.concatenate([[0.0], np.cumsum(1 - risk[order])])
+    first = np.searchsorted(ranked, ranked, side="left")
+    last = np.searchsorted(ranked, ranked, side="right")
+    wins = (below[first] + below[last]) / 2  # ties count half
+    return float((risk[order] * wins).sum() / (risk.sum() * (1 - risk).sum()))
+
+
 def judge(run: Path, events: Path, split: str | None) -> tuple[Evaluation, dict[str, Any]]:
     """Figures of the held-out subjects, and the differences that decide."""
     result = tsfm.evaluate_run(run, events=events, baselines=split is not None, split=split)
     figures: dict[str, Any] = {"n": result.n_labelled}
+    truth = result.baseline_scores[TRUTH].select(*KEY, pl.col("_other").alias("risk"))
+    scores = {result.models[0].name: result.labelled.rename({"probability": "_other"})}
+    expected = {
+        name: expected_auroc(both["_other"].to_numpy(), both["risk"].to_numpy())
+        for name, frame in (scores | result.baseline_scores).items()
+        for both in [frame.select(*KEY, "_other").join(truth, on=KEY)]
+    }
     for model in result.models:
         figures[model.name] = {
             "auroc": model.auroc.value if model.auroc else None,
+            "expected_auroc": expected[model.name],
             "auprc": model.auprc.value if model.auprc else None,
             "brier": model.brier.value if model.brier else None,
             "slope": model.slope,
@@ -192,6 +216,7 @@ def main() -> None:
     print(f"\nHeld-out subjects of the simulated hospital\n{evaluation.as_text()}")
     _print_difference("ours - ceiling", figures.get("ours_minus_ceiling"))
     _print_difference("ours - boosting", figures.get("ours_minus_boosting"))
+    _print_expected(figures)
     found = {"held_out": figures}
     if args.test:
         found["test"] = watch.run("test", f"judge on {args.test}", lambda: _test(args.test, out))
@@ -223,7 +248,17 @@ def _test(hospital: Path, out: Path) -> dict[str, Any]:
     evaluation, figures = judge(run, events, None)
     print(f"\nThe hospital kept apart\n{evaluation.as_text()}")
     _print_difference("ours - ceiling", figures.get("ours_minus_ceiling"))
+    _print_expected(figures)
     return figures
+
+
+def _print_expected(figures: dict[str, Any]) -> None:
+    parts = [
+        f"{name} {found['expected_auroc']:.4f}"
+        for name, found in figures.items()
+        if isinstance(found, dict)
+    ]
+    print("AUROC to be expected from the true risks: " + ", ".join(parts))
 
 
 def _print_difference(name: str, difference: list[float] | None) -> None:

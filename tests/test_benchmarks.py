@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 
 def test_the_demo_runs_its_whole_road_and_ends_with_json(repository: Path, tmp_path: Path) -> None:
@@ -23,3 +27,21 @@ def test_the_demo_runs_its_whole_road_and_ends_with_json(repository: Path, tmp_p
     assert set(held_out) > {"model", "Boosted counts", "HOSPITAL", "LACE"}
     assert (tmp_path / "run" / "report.html").stat().st_size > 20_000
     assert "AUROC" in done.stdout
+
+
+def test_the_expected_auroc_is_that_of_weighted_pairs(repository: Path) -> None:
+    spec = importlib.util.spec_from_file_location("demo", repository / "benchmarks" / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    rng = np.random.default_rng(0)
+    risk = rng.uniform(0.01, 0.6, 60)
+    score = np.round(risk + rng.normal(0, 0.2, 60), 1)  # with ties
+    wins = weight = 0.0
+    for i in range(60):
+        for j in range(60):
+            pair = risk[i] * (1 - risk[j])
+            wins += pair * (float(score[i] > score[j]) + 0.5 * float(score[i] == score[j]))
+            weight += pair
+    assert demo.expected_auroc(score, risk) == pytest.approx(wins / weight, rel=1e-9)
