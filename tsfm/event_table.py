@@ -229,19 +229,6 @@ def scan_events(root: str | Path) -> Iterator[pl.DataFrame]:
         yield read_events(path)
 
 
-def in_order_of_knowing(events: pl.DataFrame) -> pl.DataFrame:
-    """Each subject's events by the time they became available; ties by time, then table order.
-
-    A static event has no time: it is known from the start. So every position of the result is a
-    valid moment of prediction, and later facts only ever append.
-    """
-    return events.sort(
-        [schema.SUBJECT_ID, schema.AVAILABLE_TIME, schema.TIME],
-        nulls_last=[False, False, False],
-        maintain_order=True,
-    )
-
-
 def append_events(
     root: str | Path, events: pl.DataFrame, *, descriptions: Mapping[str, str] | None = None
 ) -> EventTableInfo:

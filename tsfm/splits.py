@@ -7,7 +7,6 @@ a patient who arrives tomorrow never moves somebody else between training and te
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
 from tsfm.schema import HELD_OUT, TRAIN, TUNING
 
@@ -27,13 +26,3 @@ def split_of(
     if position < held_out + tuning:
         return TUNING
     return TRAIN
-
-
-def split_subjects(
-    subject_ids: Iterable[int], *, tuning: float = 0.15, held_out: float = 0.15, salt: str = "tsfm"
-) -> dict[int, str]:
-    """Split of each subject; see `split_of`."""
-    return {
-        subject: split_of(subject, tuning=tuning, held_out=held_out, salt=salt)
-        for subject in subject_ids
-    }
