@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from tsfm import schema
 from tsfm.errors import FormatError, InputError
@@ -193,12 +194,10 @@ def evaluate(
     models: list[ModelFigures] = []
     alerts: dict[float, Alerts] = {}
     if labelled.height:
-        models.append(_measure(data.model_name, labelled, "probability", n_resamples, seed))
-        models += [
-            _measure(name, rows, "_other", n_resamples, seed)
-            for name, rows in baselines.items()
-            if rows.height
-        ]
+        asked = [(data.model_name, labelled, "probability")]
+        asked += [(name, rows, "_other") for name, rows in baselines.items() if rows.height]
+        bar = tqdm(asked, desc="evaluate", unit="model", disable=None, leave=False)
+        models = [_measure(name, rows, column, n_resamples, seed) for name, rows, column in bar]
         y, p = labels_and_scores(labelled)
         shares = sorted({*CAPACITIES, capacity})
         alerts = {share: alerts_at_capacity(y, p, float(share)) for share in shares}

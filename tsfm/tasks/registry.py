@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from tqdm import tqdm
 
 from tsfm import clock, event_table, schema
 from tsfm.errors import InputError
@@ -128,10 +129,14 @@ def find_cohort(
             remedy="Pass the rules of this task.",
         )
     followup = followup or follow_up_of(root)
-    parts = [
-        task.find_cohort(event_table.read_events(path), followup, rules)
-        for path in event_table.shard_paths(root)
-    ]
+    bar = tqdm(
+        event_table.shard_paths(root),
+        desc=f"find stays for {task.name}",
+        unit="shard",
+        disable=None,
+        leave=False,
+    )
+    parts = [task.find_cohort(event_table.read_events(path), followup, rules) for path in bar]
     return pl.concat(parts).sort(schema.SUBJECT_ID, "start_time", maintain_order=True)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from tsfm import event_table, schema
 from tsfm.errors import InputError, ModelMismatch
@@ -149,7 +150,11 @@ def build_token_store(
         files = {
             name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in TOKEN_FIELDS
         }
-        for shard in event_table.scan_events(root):
+        bar = tqdm(
+            event_table.shard_paths(root), desc="tokenize", unit="shard", disable=None, leave=False
+        )
+        for path in bar:
+            shard = event_table.read_events(path)
             tokens = tokenize_events(shard, vocabulary, scale)
             counts.add(tokens.counts)
             for name, kind in TOKEN_FIELDS.items():
