@@ -74,8 +74,9 @@ def reliability_plot(
     top.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (4, 3)), zorder=1)
     top.vlines(curve.predicted, curve.low, curve.high, color=BLUE, lw=1.6, alpha=0.75, zorder=2)
     top.plot(
-        curve.predicted, curve.observed, "o", color=BLUE, ms=6.5, mec="white", mew=0.8, zorder=3
-    )
+        curve.predicted, curve.observed, "o", color=BLUE, ms=6.5, mec="white", mew=0.8, zorder=3,
+        clip_on=False,
+    )  # fmt: skip
     top.set_xlim(0, limit)
     top.set_ylim(0, limit)
     top.set_box_aspect(1)
