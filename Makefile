@@ -33,11 +33,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "Install your system's venv package for $(PYTHON) first"; exit 1; }
 
+NATIVE := $(wildcard tsfm/kernels/native/*)
+
 # What the tests need includes what the demo needs, so installing it serves both.
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(PIP) -e '.[dev]'
 	@touch $(VENV)/.installed $@
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+$(VENV)/.installed: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(PIP) -e '.[baselines]'
 	@touch $@

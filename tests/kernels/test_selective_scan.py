@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tsfm.errors import InputError
+from tsfm.kernels import native_library
 from tsfm.kernels.selective_scan import choose_backend, selective_scan
 
 BORDERS = torch.tensor([0, 1, 37, 70, 131])
@@ -37,8 +38,9 @@ def make_inputs(dtype: torch.dtype, n_tokens: int = 131, seed: int = 0) -> dict[
 def run(backend: str, dtype: torch.dtype, **options: Any) -> list[torch.Tensor]:
     """Output, final state and all gradients of one weighted sum of both."""
     leaves = {k: v.requires_grad_() for k, v in make_inputs(dtype).items()}
-    state = torch.linspace(-1, 1, 4 * N_CHANNELS * N_STATE, dtype=torch.float64)
-    initial = state.view(4, N_CHANNELS, N_STATE).to(dtype).requires_grad_()
+    carried = N_STATE * (2 if options["input"] == "foh" else 1)
+    state = torch.linspace(-1, 1, 4 * N_CHANNELS * carried, dtype=torch.float64)
+    initial = state.view(4, N_CHANNELS, carried).to(dtype).requires_grad_()
     y, final = selective_scan(
         **leaves,
         delta_softplus=True,
@@ -67,6 +69,13 @@ def worst(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
 def test_chunked_form_equals_the_loop_with_all_gradients(kind: str, reverse: bool) -> None:
     expected = run("reference", torch.float64, input=kind, reverse=reverse)
     assert worst(run("torch", torch.float64, input=kind, reverse=reverse), expected) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["euler", "impulse", "zoh", "foh"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_cpp_equals_the_float64_loop_with_all_gradients(kind: str, reverse: bool) -> None:
+    expected = run("reference", torch.float64, input=kind, reverse=reverse)
+    assert worst(run("native", torch.float32, input=kind, reverse=reverse), expected) < 2e-6
 
 
 @pytest.mark.parametrize("kind", ["euler", "impulse", "zoh"])
@@ -168,10 +177,14 @@ def test_extreme_gaps_stay_finite_with_gradients(backend: str) -> None:
     assert all(bool(torch.isfinite(v.grad).all()) for v in inputs.values() if v.grad is not None)
 
 
-def test_a_backend_is_chosen_by_what_the_tensors_are() -> None:
+def test_a_backend_is_chosen_by_what_the_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    assert choose_backend(device=cpu, dtype=torch.float32, input="impulse") == "numba"
     assert choose_backend(device=cpu, dtype=torch.float64, input="impulse") == "torch"
+    monkeypatch.setattr(native_library, "available", lambda: True)
+    assert choose_backend(device=cpu, dtype=torch.float32, input="foh") == "native"
+    assert choose_backend(device=cpu, dtype=torch.bfloat16, input="impulse") == "native"
+    monkeypatch.setattr(native_library, "available", lambda: False)
+    assert choose_backend(device=cpu, dtype=torch.float32, input="impulse") == "numba"
     assert choose_backend(device=cpu, dtype=torch.float32, input="foh") == "torch"
 
 

@@ -14,176 +14,195 @@ with real gaps would grow with the gap, so there it is never used.
 
 Between events the state flows in closed form, h(t + tau) = exp(A kappa tau) h(t), and a new subject
 is an infinite gap. Sources: Gu and Dao 2023 (Mamba), equation 2; the gap term is ours.
+
+This file checks and packs the arguments and picks a backend. `scan_op.py` is the operator and its
+derivative, `scan_inputs.py` the contract of the backends.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from tsfm.errors import InputError
-from tsfm.kernels import chunked_scan, reference
+from tsfm.kernels import native_library, scan_op
+from tsfm.kernels.scan_inputs import INPUTS, WIDE_ROWS, ScanForm, ScanInputs
 
-INPUTS = ("euler", "impulse", "zoh", "foh")
-BACKENDS = ("reference", "torch", "numba")
+BACKENDS = ("native", "numba", "cuda", "mamba_ssm", "torch", "reference")
 
 
-def choose_backend(
-    *, device: torch.device, dtype: torch.dtype, input: str, needs_double_backward: bool = False
-) -> str:
-    """Name of the fastest backend that serves these tensors.
+def choose_backend(*, device: torch.device, dtype: torch.dtype, input: str) -> str:
+    """Name of the fastest backend that serves these tensors."""
+    return explain_backend(device=device, dtype=dtype, input=input)[0]
 
-    numba serves float32 on the CPU for every input but `foh`; the chunked torch form serves the
-    rest.
+
+def explain_backend(*, device: torch.device, dtype: torch.dtype, input: str) -> tuple[str, str]:
+    """The fastest backend that serves these tensors, and why it is that one.
+
+    On the CPU the C++ kernels come first, the numba kernel takes their place where they were not
+    built. On a GPU the CUDA kernels come first. Plain torch serves whatever is left: float64, other
+    devices, foh without C++.
     """
-    fast = device.type == "cpu" and dtype == torch.float32 and input != "foh"
-    return "numba" if fast and not needs_double_backward else "torch"
+    if dtype == torch.float64:
+        return "torch", "float64 is served by plain torch"
+    if device.type == "cpu":
+        if native_library.available():
+            return "native", native_library.describe()
+        if input != "foh":
+            return "numba", f"numba; the C++ kernels were {native_library.describe()}"
+        return "torch", f"foh has no numba form; the C++ kernels were {native_library.describe()}"
+    if device.type == "cuda":
+        from tsfm.kernels import nvrtc
+
+        missing = nvrtc.available()
+        return ("cuda", "CUDA, compiled at run time") if missing is None else ("torch", missing)
+    return "torch", f"devices of type {device.type} are served by plain torch"
 
 
 def selective_scan(
-    u: Float[Tensor, "*rows channel"],
-    delta: Float[Tensor, "*rows channel"],
-    A: Float[Tensor, "channel state"],
-    B: Float[Tensor, "*rows state"],
-    C: Float[Tensor, "*rows state"],
-    D: Float[Tensor, " channel"] | None = None,
-    z: Float[Tensor, "*rows channel"] | None = None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
     *,
-    gap: Float[Tensor, "*rows"] | None = None,
-    gap_rate: Float[Tensor, " channel"] | None = None,
-    delta_bias: Float[Tensor, " channel"] | None = None,
+    gap: Tensor | None = None,
+    gap_rate: Tensor | None = None,
+    delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     input: str = "euler",
-    cu_seqlens: Int[Tensor, " borders"] | None = None,
-    initial_state: Float[Tensor, "sequence channel state"] | None = None,
+    cu_seqlens: Tensor | None = None,
+    initial_state: Tensor | None = None,
     return_final_state: bool = False,
     reverse: bool = False,
     backend: str | None = None,
 ) -> Any:
     """Scan packed `(T, D)` or batched `(B, L, D)` sequences.
 
+    Every floating argument gets its gradient, the initial state included, and gradients flow
+    through the final state. The same input gives the same bits. float32 and narrower types are
+    computed in float32; float64 stays float64.
+
     Args:
         u: Input, `(T, D)` with `cu_seqlens`, or `(B, L, D)`.
         delta: Content-dependent step before bias and softplus, shape of `u`.
-        A: Rates, negative.
+        A: Rates, `(D, N)`, negative.
         B: Input gate, `(T, N)` or `(B, L, N)`.
         C: Read-out, shape of `B`.
-        D: Skip weight a channel.
-        z: Gate: the output is multiplied by silu(z).
-        gap: Hours since the previous token of the same sequence, not negative. What the first
-            token of a sequence holds matters only with an initial state.
-        gap_rate: kappa, 1/hours, not negative.
-        delta_bias: Added to delta.
+        D: Skip weight a channel, `(D,)`.
+        z: Gate, shape of `u`: the output is multiplied by silu(z).
+        gap: Hours since the previous token of the same sequence, `(T,)` or `(B, L)`, not negative.
+            What the first token of a sequence holds matters only with an initial state, or where
+            the input is weighted by time (zoh, foh).
+        gap_rate: kappa, `(D,)`, 1/hours, not negative.
+        delta_bias: Added to delta, `(D,)`.
         delta_softplus: Pass delta (with bias) through softplus.
         input: One of `INPUTS`.
         cu_seqlens: Borders of the packed sequences, `(S + 1,)`, from 0 to T. None with `(T, D)`
             means one sequence.
-        initial_state: State before each sequence, `(S, D, N)`.
-        return_final_state: Also return the state after each sequence, `(S, D, N)`.
-        reverse: Scan from the last token to the first.
-        backend: One of `BACKENDS`; None chooses.
+        initial_state: State before each sequence, `(S, D, N)`. For foh also `(S, D, 2N)`, as the
+            final state is: its second half is the input B u of the token before.
+        return_final_state: Also return the state after each sequence, `(S, D, N)`; `(S, D, 2N)` for
+            foh, which cannot be continued without its last input.
+        reverse: Scan each sequence from its last token to its first: the same as flipping every
+            input and flipping the output back.
+        backend: One of `BACKENDS`; None chooses. `reference` and `torch` have second derivatives.
 
     Returns:
-        y with the shape of `u`, or `(y, final_state)`.
+        y with the shape and type of `u`, or `(y, final_state)`, the state in float32 (or float64).
 
     Raises:
-        InputError: Unknown input kind or backend, or borders that do not fit.
+        InputError: An argument has the wrong shape, type, device or value; its place names it.
     """
-    if input not in INPUTS:
-        raise InputError(
-            f"unknown input kind '{input}'",
-            code="unknown_scan_input",
-            place="input",
-            remedy=f"Use one of {', '.join(INPUTS)}.",
+    form = ScanForm(delta_softplus, input, reverse)
+    packed = _pack(
+        ScanInputs(
+            u, delta, A, B, C, D, z, gap, gap_rate, delta_bias, initial_state,
+            _check(u, delta, A, B, C, D, z, gap, gap_rate, delta_bias, initial_state, cu_seqlens,
+                   input),
         )
-    shape = u.shape
-    starts, ends = _borders(u, cu_seqlens)
-    if u.dim() == 3:
-        u, delta, B, C = (t.flatten(0, 1) for t in (u, delta, B, C))
-        z = None if z is None else z.flatten(0, 1)
-        gap = None if gap is None else gap.flatten(0, 1)
-    order = _reversed_order(starts, ends) if reverse else None
-    if order is not None:
-        u, delta, B, C = u[order], delta[order], B[order], C[order]
-        gap = None if gap is None else gap[order]
-
-    step = delta if delta_bias is None else delta + delta_bias
-    if delta_softplus:
-        step = F.softplus(step)
-    if gap is None:
-        gap, gap_rate = u.new_zeros(u.shape[0]), u.new_zeros(u.shape[1])
-    elif gap_rate is None:
-        raise InputError(
-            "gap without gap_rate",
-            code="missing_gap_rate",
-            place="gap_rate",
-            remedy="Give the channels' rates in 1/hours.",
-        )
-    assert gap_rate is not None
-
-    name = backend or choose_backend(device=u.device, dtype=u.dtype, input=input)
-    y, final = _run(name, u, step, gap, gap_rate, A, B, C, starts, ends, initial_state, input)
-    if D is not None:
-        y = y + u * D
-    if order is not None:
-        y = torch.empty_like(y).index_copy(0, order, y)
-    if z is not None:
-        y = y * F.silu(z)
-    y = y.view(shape)
+    )  # fmt: skip
+    if backend is None:
+        name = choose_backend(device=u.device, dtype=u.dtype, input=input)
+    else:
+        name = _check_backend(backend, u, form)
+    y, final = scan_op.run(_cast(packed, name), form, name, final=return_final_state)
+    y = y.to(u.dtype).view(u.shape)
     return (y, final) if return_final_state else y
 
 
-def _run(
-    name: str,
-    u: Tensor,
-    step: Tensor,
-    gap: Tensor,
-    gap_rate: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    initial_state: Tensor | None,
-    input: str,
-) -> tuple[Tensor, Tensor]:
-    weighted = u * step if input == "euler" else u
-    if name == "numba":
-        if input == "foh":
-            raise InputError(
-                "the numba backend has no foh input", code="backend_without_input",
-                place="backend", remedy="Use backend='torch'.",
-            )  # fmt: skip
-        from tsfm.kernels import numba_scan
-
-        return numba_scan.scan(
-            weighted, step, gap, gap_rate, A, B, C, starts, ends, initial_state, zoh=input == "zoh"
-        )
-    if name not in BACKENDS:
+def _check(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    gap: Tensor | None, gap_rate: Tensor | None, delta_bias: Tensor | None,
+    initial_state: Tensor | None, cu_seqlens: Tensor | None, input: str,
+) -> Tensor:  # fmt: skip
+    """Borders of the sequences, once every argument is found to fit the others."""
+    if input not in INPUTS:
         raise InputError(
-            f"unknown backend '{name}'", code="unknown_backend", place="backend",
-            remedy=f"Use one of {', '.join(BACKENDS)}.",
+            f"unknown input kind '{input}'", code="unknown_scan_input", place="input",
+            remedy=f"Use one of {', '.join(INPUTS)}.",
         )  # fmt: skip
-    elapsed = step + gap.unsqueeze(-1) * gap_rate
-    decay = torch.exp(A * elapsed.unsqueeze(-1))
-    x = weighted.unsqueeze(-1) * B.unsqueeze(1)
-    if input == "zoh":
-        x = x * reference.input_weight(A, elapsed, "zoh")
-    elif input == "foh":
-        # The input before a sequence's first token is taken to be that of the first token.
-        previous = torch.cat([x[:1], x[:-1]]).index_copy(0, starts, x[starts])
-        x = reference.input_weight(A, elapsed, "zoh") * previous + (
-            x - previous
-        ) * reference.input_weight(A, elapsed, "foh")
-    scan = reference.scan if name == "reference" else chunked_scan.scan
-    return scan(decay, x, C, starts, ends, initial_state)
+    if u.dim() not in (2, 3):
+        raise _wrong_shape("u", u, "(T, D) or (B, L, D)")
+    if A.dim() != 2:
+        raise _wrong_shape("A", A, "(D, N)")
+    rows, n_channels, n_state = u.shape[:-1], u.shape[-1], A.shape[1]
+    borders = _borders(u, cu_seqlens)
+    n_sequences = borders.shape[0] - 1
+    carried = n_state
+    if input == "foh" and initial_state is not None and initial_state.shape[-1] == 2 * n_state:
+        carried = 2 * n_state
+    shapes = {
+        "u": (u, (*rows, n_channels)),
+        "delta": (delta, (*rows, n_channels)),
+        "A": (A, (n_channels, n_state)),
+        "B": (B, (*rows, n_state)),
+        "C": (C, (*rows, n_state)),
+        "D": (D, (n_channels,)),
+        "z": (z, (*rows, n_channels)),
+        "gap": (gap, tuple(rows)),
+        "gap_rate": (gap_rate, (n_channels,)),
+        "delta_bias": (delta_bias, (n_channels,)),
+        "initial_state": (initial_state, (n_sequences, n_channels, carried)),
+    }
+    for name, (tensor, shape) in shapes.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise _wrong_shape(name, tensor, str(tuple(shape)))
+        if not tensor.is_floating_point():
+            raise InputError(
+                f"{name} holds {tensor.dtype}, not floating numbers", code="wrong_type",
+                place=name, remedy="Convert it to float32 first.",
+            )  # fmt: skip
+        if tensor.device != u.device:
+            raise InputError(
+                f"{name} is on {tensor.device}, u on {u.device}", code="wrong_device",
+                place=name, remedy="Move all tensors to one device.",
+            )  # fmt: skip
+    if (gap is None) != (gap_rate is None):
+        absent = "gap_rate" if gap_rate is None else "gap"
+        raise InputError(
+            f"{'gap' if gap_rate is None else 'gap_rate'} without {absent}",
+            code=f"missing_{absent}", place=absent,
+            remedy="Give the hours before each token and the channels' rates in 1/hours together.",
+        )  # fmt: skip
+    return borders
 
 
-def _borders(u: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+def _wrong_shape(name: str, tensor: Tensor, expected: str) -> InputError:
+    return InputError(
+        f"{name} has shape {tuple(tensor.shape)}, expected {expected}", code="wrong_shape",
+        place=name, remedy="See the shapes in the documentation of selective_scan.",
+    )  # fmt: skip
+
+
+def _borders(u: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     if u.dim() == 3:
         if cu_seqlens is not None:
             raise InputError(
@@ -191,30 +210,76 @@ def _borders(u: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
                 remedy="Pass packed (T, D) tensors.",
             )  # fmt: skip
         rows, length = u.shape[:2]
-        starts = torch.arange(rows, device=u.device) * length
-        return starts, starts + length
+        return torch.arange(rows + 1, device=u.device, dtype=torch.int32) * length
     n_tokens = u.shape[0]
     if cu_seqlens is None:
-        borders = torch.tensor([0, n_tokens], device=u.device)
-    else:
-        borders = cu_seqlens.long()
-        if (
-            int(borders[0]) != 0
-            or int(borders[-1]) != n_tokens
-            or not bool((borders[1:] > borders[:-1]).all())
-        ):
-            raise InputError(
-                "cu_seqlens must rise from 0 to the number of tokens",
-                code="bad_cu_seqlens",
-                place="cu_seqlens",
-                remedy="Drop empty sequences and check the total.",
-            )
-    return borders[:-1], borders[1:]
+        return torch.arange(2, device=u.device, dtype=torch.int32) * n_tokens
+    return check_borders(cu_seqlens, n_tokens, u.device)
 
 
-def _reversed_order(starts: Tensor, ends: Tensor) -> Tensor:
-    parts = [
-        torch.arange(end - 1, start - 1, -1, device=starts.device)
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-    ]
-    return torch.cat(parts)
+def check_borders(cu_seqlens: Tensor, n_tokens: int, device: torch.device) -> Tensor:
+    """The borders as int32, once they are found to rise from 0 to the number of tokens.
+
+    Raises:
+        InputError: They do not, or are of the wrong shape, type or device.
+    """
+    problem = None
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        problem = f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected (S + 1,)"
+    elif cu_seqlens.dtype not in (torch.int32, torch.int64):
+        problem = f"cu_seqlens holds {cu_seqlens.dtype}, not int32 or int64"
+    elif cu_seqlens.device != device:
+        problem = f"cu_seqlens is on {cu_seqlens.device}, the tokens on {device}"
+    elif not torch.compiler.is_compiling():
+        values = cu_seqlens.tolist()
+        rises = all(a < b for a, b in itertools.pairwise(values))
+        if values[0] != 0 or values[-1] != n_tokens or not rises:
+            problem = "cu_seqlens must rise from 0 to the number of tokens"
+    if problem is not None:
+        raise InputError(
+            problem, code="bad_cu_seqlens", place="cu_seqlens",
+            remedy="Drop empty sequences and check the total.",
+        )  # fmt: skip
+    return cu_seqlens.to(torch.int32)
+
+
+def _check_backend(name: str, u: Tensor, form: ScanForm) -> str:
+    reason = None
+    if name not in BACKENDS:
+        raise InputError(
+            f"unknown backend '{name}'", code="unknown_backend", place="backend",
+            remedy=f"Use one of {', '.join(BACKENDS)}.",
+        )  # fmt: skip
+    if name in ("native", "numba") and (u.device.type != "cpu" or u.dtype == torch.float64):
+        reason = "serves float32 on the CPU"
+    elif name in ("cuda", "mamba_ssm") and (u.device.type != "cuda" or u.dtype == torch.float64):
+        reason = "serves float32 and narrower types on a GPU"
+    elif name == "native":
+        native_library.library()
+    if reason is not None:
+        raise InputError(
+            f"the {name} backend {reason}, u is {u.dtype} on {u.device}",
+            code="backend_without_type", place="backend", remedy="Leave backend out.",
+        )  # fmt: skip
+    return name
+
+
+def _pack(inputs: ScanInputs) -> ScanInputs:
+    """All sequences end to end; rows stay where they are."""
+    if inputs.u.dim() == 2:
+        return inputs
+    rows = (*WIDE_ROWS, "gap")
+    return inputs.each(lambda name, tensor: tensor.flatten(0, 1) if name in rows else tensor)
+
+
+def _cast(inputs: ScanInputs, backend: str) -> ScanInputs:
+    """One floating type for all; the GPU kernels read half-width rows as they are."""
+    wide = torch.float64 if inputs.u.dtype == torch.float64 else torch.float32
+    narrow = inputs.u.dtype if backend in ("cuda", "mamba_ssm") else wide
+
+    def cast(name: str, tensor: Tensor) -> Tensor:
+        if name == "cu_seqlens":
+            return tensor
+        return tensor.to(narrow if name in WIDE_ROWS else wide)
+
+    return inputs.each(cast)
