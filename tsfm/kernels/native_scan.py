@@ -18,6 +18,8 @@ from tsfm.kernels.native_library import lanes, library
 from tsfm.kernels.scan_inputs import INPUTS, WIDE_ROWS, ScanForm, ScanGradients, ScanInputs
 
 STRETCH = 32
+# State updates that take about as long as waking a thread.
+_WORTH_A_THREAD = 1 << 16
 
 _ROWS = ("u", "delta", "z", "B", "C", "dy")
 _SIZES = ("n_tokens", "n_channels", "n_state", "n_sequences")
@@ -103,7 +105,7 @@ def _describe(inputs: ScanInputs, form: ScanForm) -> tuple[ScanInputs, _Params]:
         input=INPUTS.index(form.input),
         softplus=form.softplus,
         reverse=form.reverse,
-        n_threads=torch.get_num_threads(),
+        n_threads=_threads(given),
         initial_width=0 if given.initial_state is None else given.initial_state.shape[2],
     )
     for name in WIDE_ROWS:
@@ -111,6 +113,11 @@ def _describe(inputs: ScanInputs, form: ScanForm) -> tuple[ScanInputs, _Params]:
         setattr(params, f"{name}_stride", 0 if tensor is None else tensor.stride(0))
     _point(params, **{name: getattr(given, name) for name in _READ}, borders=given.cu_seqlens)
     return given, params
+
+
+def _threads(inputs: ScanInputs) -> int:
+    work = inputs.u.numel() * inputs.A.shape[1]
+    return max(1, min(torch.get_num_threads(), work // _WORTH_A_THREAD))
 
 
 def _rows(tensor: Tensor) -> Tensor:

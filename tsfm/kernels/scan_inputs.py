@@ -62,10 +62,11 @@ class ScanInputs(NamedTuple):
 
     def each(self, change: Callable[[str, Tensor], Tensor]) -> ScanInputs:
         """The same with every tensor that is there changed, given its name."""
-        return self._make(
+        changed = [
             None if tensor is None else change(name, tensor)
             for name, tensor in zip(self._fields, self, strict=True)
-        )
+        ]
+        return self._make(changed)
 
 
 class ScanGradients(NamedTuple):

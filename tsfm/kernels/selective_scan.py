@@ -57,8 +57,8 @@ def explain_backend(*, device: torch.device, dtype: torch.dtype, input: str) -> 
     if device.type == "cuda":
         from tsfm.kernels import nvrtc
 
-        missing = nvrtc.available()
-        return ("cuda", "CUDA, compiled at run time") if missing is None else ("torch", missing)
+        kernels = nvrtc.available()
+        return ("cuda" if kernels else "torch"), kernels.explanation
     return "torch", f"devices of type {device.type} are served by plain torch"
 
 
@@ -276,6 +276,8 @@ def _cast(inputs: ScanInputs, backend: str) -> ScanInputs:
     """One floating type for all; the GPU kernels read half-width rows as they are."""
     wide = torch.float64 if inputs.u.dtype == torch.float64 else torch.float32
     narrow = inputs.u.dtype if backend in ("cuda", "mamba_ssm") else wide
+    if narrow == wide and all(t is None or t.dtype == wide for t in inputs[:-1]):
+        return inputs
 
     def cast(name: str, tensor: Tensor) -> Tensor:
         if name == "cu_seqlens":
