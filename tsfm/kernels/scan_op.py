@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tsfm.kernels import torch_scan
+from tsfm.kernels.argument_checks import check_borders
 from tsfm.kernels.scan_inputs import ScanBackend, ScanForm, ScanGradients, ScanInputs
 
 _N_TENSORS = len(ScanInputs._fields)
@@ -139,6 +140,9 @@ class _Scan(torch.autograd.Function):
 )
 def selective_scan_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The scan of packed tensors; empty tensors stand for a final state or checkpoints not kept."""
+    # While torch traces, the borders have no values to check; a kernel must not meet bad ones.
+    inputs = ScanInputs(*arguments[:_N_TENSORS])
+    check_borders(inputs.cu_seqlens, inputs.u.shape[0], inputs.u.device)
     return _forward(*arguments)
 
 

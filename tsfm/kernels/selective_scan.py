@@ -21,7 +21,6 @@ derivative, `scan_inputs.py` the contract of the backends.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from tsfm.errors import InputError
 from tsfm.kernels import native_library, scan_op
+from tsfm.kernels.argument_checks import check_borders, wrong_shape
 from tsfm.kernels.scan_inputs import INPUTS, WIDE_ROWS, ScanForm, ScanInputs
 
 BACKENDS = ("native", "numba", "cuda", "mamba_ssm", "torch", "reference")
@@ -148,9 +148,9 @@ def _check(
             remedy=f"Use one of {', '.join(INPUTS)}.",
         )  # fmt: skip
     if u.dim() not in (2, 3):
-        raise _wrong_shape("u", u, "(T, D) or (B, L, D)")
+        raise wrong_shape("u", u, "(T, D) or (B, L, D)")
     if A.dim() != 2:
-        raise _wrong_shape("A", A, "(D, N)")
+        raise wrong_shape("A", A, "(D, N)")
     rows, n_channels, n_state = u.shape[:-1], u.shape[-1], A.shape[1]
     borders = _borders(u, cu_seqlens)
     n_sequences = borders.shape[0] - 1
@@ -174,7 +174,7 @@ def _check(
         if tensor is None:
             continue
         if tensor.shape != shape:
-            raise _wrong_shape(name, tensor, str(tuple(shape)))
+            raise wrong_shape(name, tensor, str(tuple(shape)))
         if not tensor.is_floating_point():
             raise InputError(
                 f"{name} holds {tensor.dtype}, not floating numbers", code="wrong_type",
@@ -195,13 +195,6 @@ def _check(
     return borders
 
 
-def _wrong_shape(name: str, tensor: Tensor, expected: str) -> InputError:
-    return InputError(
-        f"{name} has shape {tuple(tensor.shape)}, expected {expected}", code="wrong_shape",
-        place=name, remedy="See the shapes in the documentation of selective_scan.",
-    )  # fmt: skip
-
-
 def _borders(u: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     if u.dim() == 3:
         if cu_seqlens is not None:
@@ -215,32 +208,6 @@ def _borders(u: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     if cu_seqlens is None:
         return torch.arange(2, device=u.device, dtype=torch.int32) * n_tokens
     return check_borders(cu_seqlens, n_tokens, u.device)
-
-
-def check_borders(cu_seqlens: Tensor, n_tokens: int, device: torch.device) -> Tensor:
-    """The borders as int32, once they are found to rise from 0 to the number of tokens.
-
-    Raises:
-        InputError: They do not, or are of the wrong shape, type or device.
-    """
-    problem = None
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
-        problem = f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected (S + 1,)"
-    elif cu_seqlens.dtype not in (torch.int32, torch.int64):
-        problem = f"cu_seqlens holds {cu_seqlens.dtype}, not int32 or int64"
-    elif cu_seqlens.device != device:
-        problem = f"cu_seqlens is on {cu_seqlens.device}, the tokens on {device}"
-    elif not torch.compiler.is_compiling():
-        values = cu_seqlens.tolist()
-        rises = all(a < b for a, b in itertools.pairwise(values))
-        if values[0] != 0 or values[-1] != n_tokens or not rises:
-            problem = "cu_seqlens must rise from 0 to the number of tokens"
-    if problem is not None:
-        raise InputError(
-            problem, code="bad_cu_seqlens", place="cu_seqlens",
-            remedy="Drop empty sequences and check the total.",
-        )  # fmt: skip
-    return cu_seqlens.to(torch.int32)
 
 
 def _check_backend(name: str, u: Tensor, form: ScanForm) -> str:
