@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from tsfm.errors import InputError
-from tsfm.kernels import native_library
-from tsfm.kernels.selective_scan import choose_backend, selective_scan
+from tsfm.kernels.selective_scan import selective_scan
 
 BORDERS = torch.tensor([0, 1, 37, 70, 131])
 N_CHANNELS, N_STATE = 40, 8
@@ -175,17 +174,6 @@ def test_extreme_gaps_stay_finite_with_gradients(backend: str) -> None:
     y.sum().backward()
     assert bool(torch.isfinite(y).all())
     assert all(bool(torch.isfinite(v.grad).all()) for v in inputs.values() if v.grad is not None)
-
-
-def test_a_backend_is_chosen_by_what_the_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    assert choose_backend(device=cpu, dtype=torch.float64, input="impulse") == "torch"
-    monkeypatch.setattr(native_library, "available", lambda: True)
-    assert choose_backend(device=cpu, dtype=torch.float32, input="foh") == "native"
-    assert choose_backend(device=cpu, dtype=torch.bfloat16, input="impulse") == "native"
-    monkeypatch.setattr(native_library, "available", lambda: False)
-    assert choose_backend(device=cpu, dtype=torch.float32, input="impulse") == "numba"
-    assert choose_backend(device=cpu, dtype=torch.float32, input="foh") == "torch"
 
 
 @pytest.mark.parametrize(

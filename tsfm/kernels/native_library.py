@@ -18,6 +18,7 @@ from tsfm.errors import InputError
 
 # Changes with `KERNELS_ABI` in native/kernels.cpp, whenever a struct or a function does.
 ABI = 1
+_INSTRUCTIONS = {16: "AVX-512", 8: "AVX2", 4: "SSE or NEON"}
 
 
 def library() -> ctypes.CDLL:
@@ -43,7 +44,9 @@ def available() -> bool:
 def describe() -> str:
     """One line for people: what the kernels run on, or why there are none."""
     loaded, reason = _load()
-    return reason if loaded is None else f"C++, {lanes()} channels a vector"
+    if loaded is None:
+        return f"C++ kernels {reason}"
+    return f"C++ kernels, {lanes()} channels a vector ({_INSTRUCTIONS[lanes()]})"
 
 
 def lanes() -> int:

@@ -29,37 +29,10 @@ from torch import Tensor
 from tsfm.errors import InputError
 from tsfm.kernels import native_library, scan_op
 from tsfm.kernels.argument_checks import check_borders, wrong_shape
+from tsfm.kernels.backends import choose_backend
 from tsfm.kernels.scan_inputs import INPUTS, WIDE_ROWS, ScanForm, ScanInputs
 
 BACKENDS = ("native", "numba", "cuda", "mamba_ssm", "torch", "reference")
-
-
-def choose_backend(*, device: torch.device, dtype: torch.dtype, input: str) -> str:
-    """Name of the fastest backend that serves these tensors."""
-    return explain_backend(device=device, dtype=dtype, input=input)[0]
-
-
-def explain_backend(*, device: torch.device, dtype: torch.dtype, input: str) -> tuple[str, str]:
-    """The fastest backend that serves these tensors, and why it is that one.
-
-    On the CPU the C++ kernels come first, the numba kernel takes their place where they were not
-    built. On a GPU the CUDA kernels come first. Plain torch serves whatever is left: float64, other
-    devices, foh without C++.
-    """
-    if dtype == torch.float64:
-        return "torch", "float64 is served by plain torch"
-    if device.type == "cpu":
-        if native_library.available():
-            return "native", native_library.describe()
-        if input != "foh":
-            return "numba", f"numba; the C++ kernels were {native_library.describe()}"
-        return "torch", f"foh has no numba form; the C++ kernels were {native_library.describe()}"
-    if device.type == "cuda":
-        from tsfm.kernels import nvrtc
-
-        kernels = nvrtc.available()
-        return ("cuda" if kernels else "torch"), kernels.explanation
-    return "torch", f"devices of type {device.type} are served by plain torch"
 
 
 def selective_scan(
@@ -128,7 +101,8 @@ def selective_scan(
         )
     )  # fmt: skip
     if backend is None:
-        name = choose_backend(device=u.device, dtype=u.dtype, input=input)
+        choice = choose_backend("selective_scan", device=u.device, dtype=u.dtype, input=input)
+        name = choice.backend
     else:
         name = _check_backend(backend, u, form)
     y, final = scan_op.run(_cast(packed, name), form, name, final=return_final_state)
