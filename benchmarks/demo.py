@@ -57,13 +57,15 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Runs the stages one by one and says what it does and how long it took."""
+    """Runs the stages one by one; says which commands do the same, and how long each stage took."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def run(self, name: str, command: str, work: Callable[[], T]) -> T:
-        print(f"\n$ {command}", flush=True)
+    def run(self, name: str, commands: str | list[str], work: Callable[[], T]) -> T:
+        print()
+        for command in [commands] if isinstance(commands, str) else commands:
+            print(f"$ {command}", flush=True)
         started = time.perf_counter()
         result = work()
         self.seconds[name] = round(time.perf_counter() - started, 1)
@@ -87,9 +89,23 @@ def add_truth(hospital: Path, events: Path, run: Path) -> None:
 def ingest(hospital: Path, events: Path) -> None:
     """Both kinds of source onto one timeline."""
     print(tsfm.ingest_fhir(hospital / "fhir", events).as_text())
-    records = hospital / "wfdb" / "records.csv"
+    if records_of(hospital).exists():
+        waves = tsfm.ingest_wfdb(hospital / "wfdb", events, subjects=records_of(hospital))
+        print(waves.as_text())
+
+
+def ingest_commands(hospital: Path, events: Path) -> list[str]:
+    """What does the same as `ingest`."""
+    commands = [f"tsfm ingest fhir {hospital}/fhir --out {events}"]
+    records = records_of(hospital)
     if records.exists():
-        print(tsfm.ingest_wfdb(hospital / "wfdb", events, subjects=records).as_text())
+        commands.append(f"tsfm ingest wfdb {records.parent} --out {events} --subjects {records}")
+    return commands
+
+
+def records_of(hospital: Path) -> Path:
+    """Whose each waveform record is."""
+    return hospital / "wfdb" / "records.csv"
 
 
 def expected_auroc(score: np.ndarray, risk: np.ndarray) -> float:
@@ -142,16 +158,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small run that proves the road")
     parser.add_argument("--test", type=Path, help="another simulated hospital to judge on")
     args = parser.parse_args()
+    if args.test and not (args.test / "truth.parquet").exists():
+        parser.error(f"no truth.parquet in {args.test}: --test takes a simulated hospital")
     out: Path = args.out
     for stage in STAGES:
         shutil.rmtree(out / stage, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     patients = args.patients or (250 if args.quick else 14_000)
-    backbone = MambaConfig(d_model=16, n_layers=1) if args.quick else MambaConfig()
-    pretraining = TrainConfig(epochs=1 if args.quick else 3, seed=args.seed)
-    finetuning = FinetuneConfig(
-        train=replace(FINETUNE_DEFAULTS, epochs=1 if args.quick else 3, lr=1.2e-3, seed=args.seed)
-    )
+    # Defaults, but for the seed and what makes the quick run quick.
+    backbone, pretraining, finetuning = MambaConfig(), TrainConfig(), FINETUNE_DEFAULTS
+    pretrain_options = finetune_options = f" --seed {args.seed}" if args.seed else ""
+    if args.quick:
+        backbone = replace(backbone, d_model=16, n_layers=1)
+        pretraining, finetuning = replace(pretraining, epochs=1), replace(finetuning, epochs=1)
+        pretrain_options += " --epochs 1 --d-model 16 --layers 1"
+        finetune_options += " --epochs 1"
+    pretraining = replace(pretraining, seed=args.seed)
+    finetuning = FinetuneConfig(train=replace(finetuning, seed=args.seed))
     watch = Stopwatch()
     hospital, events, run = out / "hospital", out / "events", out / "run"
 
@@ -163,7 +186,7 @@ def main() -> None:
     print(summary.as_text())
     watch.run(
         "ingest",
-        f"tsfm ingest fhir {hospital}/fhir --out {events}; tsfm ingest wfdb ...",
+        ingest_commands(hospital, events),
         lambda: ingest(hospital, events),
     )
     store = watch.run(
@@ -180,7 +203,7 @@ def main() -> None:
     print(labels.as_text())
     result = watch.run(
         "pretrain",
-        f"tsfm pretrain {out}/tokens --out {out}/pretrained",
+        f"tsfm pretrain {out}/tokens --out {out}/pretrained{pretrain_options}",
         lambda: tsfm.pretrain(
             out / "tokens", out / "pretrained", backbone=backbone, config=pretraining
         ),
@@ -190,7 +213,7 @@ def main() -> None:
     result = watch.run(
         "finetune",
         f"tsfm finetune {out}/pretrained {out}/tokens --labels {out}/labels --task {TASK} "
-        f"--out {out}/model",
+        f"--out {out}/model{finetune_options}",
         lambda: tsfm.finetune(
             out / "pretrained", out / "tokens", cohort, TASK, out / "model", config=finetuning
         ),
@@ -219,7 +242,16 @@ def main() -> None:
     _print_expected(figures)
     found = {"held_out": figures}
     if args.test:
-        found["test"] = watch.run("test", f"judge on {args.test}", lambda: _test(args.test, out))
+        events, run = out / "test" / "events", out / "test" / "run"
+        found["test"] = watch.run(
+            "test",
+            [
+                *ingest_commands(args.test, events),
+                f"tsfm score {out}/model {events} --task {TASK} --out {run}",
+                f"tsfm evaluate {run}",
+            ],
+            lambda: _test(args.test, out / "model", events, run),
+        )
     print(f"\nreport: {report}")
     print(
         json.dumps(
@@ -239,11 +271,10 @@ def main() -> None:
     )
 
 
-def _test(hospital: Path, out: Path) -> dict[str, Any]:
+def _test(hospital: Path, model: Path, events: Path, run: Path) -> dict[str, Any]:
     """Score a hospital that the model has never met, and judge it by its truth."""
-    events, run = out / "test" / "events", out / "test" / "run"
     ingest(hospital, events)
-    tsfm.run_scoring(out / "model", events, TASK, run, bands=BANDS)
+    tsfm.run_scoring(model, events, TASK, run, bands=BANDS)
     add_truth(hospital, events, run)
     evaluation, figures = judge(run, events, None)
     print(f"\nThe hospital kept apart\n{evaluation.as_text()}")

@@ -21,13 +21,15 @@ from tsfm.ingest.fhir_codes import (
     has_code,
     profile_name,
 )
-from tsfm.ingest.fhir_events import NOT_DONE, EventBatch
+from tsfm.ingest.fhir_events import EventBatch, undone
 from tsfm.ingest.fhir_fields import (
     AllergyIntolerance,
+    Concept,
     Condition,
     DiagnosticReport,
     Immunization,
     Procedure,
+    Reference,
     Specimen,
 )
 from tsfm.ingest.fhir_references import collected_text
@@ -37,11 +39,8 @@ IMMUNIZATION, ALLERGY, REPORT, SPECIMEN = "IMMUNIZATION", "ALLERGY", "REPORT", "
 
 def add_condition(row: Condition, events: EventBatch) -> str:
     """Add a diagnosis at its onset or the end of its encounter, known once it was recorded."""
-    status = [row.verification_status] if row.verification_status else []
-    if has_code(status, "entered-in-error"):
-        return "entered_in_error"
-    if has_code(status, "refuted"):
-        return "refuted"
+    if reason := _withdrawn(row.verification_status):
+        return reason
     subject = events.subject_of(row.subject)
     found = clinical_code(codes.DIAGNOSIS, row.code, codes.icd_diagnosis)
     if found is None:
@@ -91,10 +90,8 @@ def _problem_times(
 
 def add_procedure(row: Procedure, events: EventBatch) -> str:
     """Add a procedure; one with an ICD code is known only after its encounter was coded."""
-    if row.status == "entered-in-error":
-        return "entered_in_error"
-    if row.status in NOT_DONE:
-        return "not_done"
+    if reason := undone(row.status):
+        return reason
     subject = events.subject_of(row.subject)
     stay = events.stay_of(row.encounter)
     moment = events.moment(row.performed_date_time, row.performed_period)
@@ -134,70 +131,39 @@ def _add_icu_procedure(row: Procedure, subject: int, time: int, events: EventBat
 
 def add_immunization(row: Immunization, events: EventBatch) -> str:
     """Add a vaccination, known once it was recorded."""
-    if row.status == "entered-in-error":
-        return "entered_in_error"
-    if row.status in NOT_DONE:
-        return "not_done"
+    if reason := undone(row.status):
+        return reason
     subject = events.subject_of(row.patient)
     found = code_parts(row.vaccine_code, CVX) if row.vaccine_code else None
-    if found is None:
-        return "no_code"
     moment = events.moment(row.occurrence_date_time)
-    if moment is None:
-        return "no_time"
-    time, available = moment
-    if row.recorded:
-        available = max(available, events.stamps[row.recorded].end_us)
-    parts, text = found
-    stay = events.stay_of(row.encounter)
-    code = codes.join(IMMUNIZATION, *parts)
-    events.add(subject, code, time, available, stay, description=text)
-    return ""
+    if moment is not None and row.recorded:
+        moment = moment[0], max(moment[1], events.stamps[row.recorded].end_us)
+    return _add_coded(IMMUNIZATION, subject, found, moment, row.encounter, events)
 
 
 def add_allergy(row: AllergyIntolerance, events: EventBatch) -> str:
     """Add an allergy at the time it was recorded, else at its onset."""
-    status = [row.verification_status] if row.verification_status else []
-    if has_code(status, "entered-in-error"):
-        return "entered_in_error"
-    if has_code(status, "refuted"):
-        return "refuted"
+    if reason := _withdrawn(row.verification_status):
+        return reason
     subject = events.subject_of(row.patient)
     found = code_parts(row.code, RXNORM, SNOMED) if row.code else None
-    if found is None:
-        return "no_code"
     moment = events.moment(row.recorded_date or row.onset_date_time)
-    if moment is None:
-        return "no_time"
-    parts, text = found
-    stay = events.stay_of(row.encounter)
-    events.add(subject, codes.join(ALLERGY, *parts), *moment, stay, description=text)
-    return ""
+    return _add_coded(ALLERGY, subject, found, moment, row.encounter, events)
 
 
 def add_report(row: DiagnosticReport, events: EventBatch) -> str:
     """Add that a report was made, known once it was issued; its text is not read."""
-    if row.status == "entered-in-error":
-        return "entered_in_error"
-    if row.status in NOT_DONE:
-        return "not_done"
+    if reason := undone(row.status):
+        return reason
     subject = events.subject_of(row.subject)
     found = code_parts(row.code, LOINC) if row.code else None
-    if found is None:
-        return "no_code"
     moment = events.moment(row.effective_date_time, row.effective_period)
     issued = events.stamps[row.issued] if row.issued else None
-    if moment is None:
-        if issued is None:
-            return "no_time"
-        moment = (issued.us, issued.end_us)
-    time, available = moment
-    if issued is not None and issued.us >= time:
-        available = issued.end_us
-    parts, text = found
-    stay = events.stay_of(row.encounter)
-    events.add(subject, codes.join(REPORT, *parts), time, available, stay, description=text)
-    return ""
+    if issued is not None and moment is None:
+        moment = issued.us, issued.end_us
+    elif issued is not None and moment is not None and issued.us >= moment[0]:
+        moment = moment[0], issued.end_us
+    return _add_coded(REPORT, subject, found, moment, row.encounter, events)
 
 
 def add_specimen(row: Specimen, events: EventBatch) -> str:
@@ -212,3 +178,30 @@ def add_specimen(row: Specimen, events: EventBatch) -> str:
     parts, text = found or ([codes.UNKNOWN], "")
     events.add(subject, codes.join(SPECIMEN, *parts), *moment, description=text)
     return ""
+
+
+def _add_coded(
+    kind: str,
+    subject: int,
+    found: tuple[list[str], str] | None,
+    moment: tuple[int, int] | None,
+    encounter: Reference | None,
+    events: EventBatch,
+) -> str:
+    """Add one event of a class, or say what it lacks."""
+    if found is None:
+        return "no_code"
+    if moment is None:
+        return "no_time"
+    parts, text = found
+    stay = events.stay_of(encounter)
+    events.add(subject, codes.join(kind, *parts), *moment, stay, description=text)
+    return ""
+
+
+def _withdrawn(verification: Concept | None) -> str:
+    """Why a diagnosis or an allergy is not taken for true; "" if it may be."""
+    status = [verification] if verification else []
+    if has_code(status, "entered-in-error"):
+        return "entered_in_error"
+    return "refuted" if has_code(status, "refuted") else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from tsfm import codes
 from tsfm.ingest.fhir_codes import code_parts, first_code, is_mimic, profile_name
-from tsfm.ingest.fhir_events import NOT_DONE, EventBatch, check_value
+from tsfm.ingest.fhir_events import NOT_DONE, EventBatch, check_value, undone
 from tsfm.ingest.fhir_fields import (
     Dosage,
     MedicationAdministration,
@@ -108,8 +108,8 @@ def _add(
 
 def _add_infusion(row: MedicationAdministration, events: EventBatch) -> str:
     """Add start and end of an infusion: the rate is known at the start, the amount at the end."""
-    if row.status in NOT_DONE or row.status == "entered-in-error":
-        return "not_done" if row.status in NOT_DONE else "entered_in_error"
+    if reason := undone(row.status):
+        return reason
     subject = events.subject_of(row.subject)
     concept = row.medication_codeable_concept
     found = code_parts(concept) if concept else None

@@ -202,6 +202,13 @@ class EventBatch:
         )
 
 
+def undone(status: str) -> str:
+    """Why a resource of this status tells of nothing that happened; "" if it may."""
+    if status == "entered-in-error":
+        return "entered_in_error"
+    return "not_done" if status in NOT_DONE else ""
+
+
 def check_value(value: float) -> float:
     """The value itself, if the event table's 32-bit numbers can hold it.
 

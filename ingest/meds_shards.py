@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tsfm import schema
-from tsfm.errors import FormatError, InputError, IntegrityError
+from tsfm.checked_parquet import typed_errors
+from tsfm.errors import FormatError, InputError
 
 ROW = "_row"
 """Column of a row's number in its file, from 1."""
@@ -31,6 +32,7 @@ _OLD_NAMES = {
     schema.ENCOUNTER_ID: ("hadm_id",),
 }
 _REQUIRED = (schema.SUBJECT_ID, schema.TIME, schema.CODE)
+_REMEDY = "Copy it again from its source."
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class ShardReader:
             FormatError: `bad_parquet`, `missing_column`, `ambiguous_column`, `wrong_column_type`.
         """
         self.shard, self._counts = shard, counts
-        with _typed_errors(shard.name):
+        with typed_errors(shard.name, remedy=_REMEDY):
             self._file = pq.ParquetFile(shard.path, page_checksum_verification=True)
             found = self._file.schema_arrow
         self.columns = _match(found.names, shard.name)
@@ -118,7 +120,7 @@ class ShardReader:
         """
         wanted = {name: self.columns[name] for name in columns if name in self.columns}
         n = 0
-        with _typed_errors(self.shard.name):
+        with typed_errors(self.shard.name, remedy=_REMEDY):
             for batch in self._file.iter_batches(batch_rows, columns=list(wanted.values())):
                 batch.validate(full=True)
                 table = pa.Table.from_batches([batch]).select(list(wanted.values()))
@@ -171,32 +173,6 @@ class ShardReader:
         self._counts["nan"] += int(wide.is_nan().sum())
         self._counts["not_finite"] += int((narrow.is_infinite()).sum())
         return narrow.to_frame("v").select(pl.when(pl.col("v").is_finite()).then("v"))["v"]
-
-
-class _typed_errors:  # noqa: N801
-    """Context that turns parquet's own errors into ours."""
-
-    def __init__(self, place: str) -> None:
-        self._place = place
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, OSError):
-            raise IntegrityError(
-                "the file's bytes differ from what was written",
-                code="checksum_mismatch",
-                place=self._place,
-                remedy="Copy it again from its source.",
-            ) from error
-        if isinstance(error, (pa.ArrowException, pl.exceptions.PolarsError)):
-            raise FormatError(
-                "not a readable parquet table",
-                code="bad_parquet",
-                place=self._place,
-                remedy="Copy it again from its source.",
-            ) from error
 
 
 def _match(names: list[str], place: str) -> dict[str, str]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tsfm import __version__
 from tsfm.errors import InputError, IntegrityError, ModelMismatch
 from tsfm.models.mamba import MambaConfig
+from tsfm.models.model_card import render_model_card
 from tsfm.models.timeline import MODEL_TYPE, TimelineConfig, TimelineModel
 from tsfm.tokens.token_store import VOCABULARY_DIR, load_vocabulary
 from tsfm.tokens.value_scale import ValueScale
@@ -76,10 +77,8 @@ def save_model(
     *,
     facts: Mapping[str, Any],
     calibration: Mapping[str, Mapping[str, float]] | None = None,
-    card: str | None = None,
-    replace: bool = False,
 ) -> str:
-    """Write a model directory atomically and return its hash.
+    """Write a model directory atomically, with its card, and return its hash.
 
     Args:
         path: Final folder.
@@ -88,12 +87,12 @@ def save_model(
         scale: Its value scales.
         facts: Plain scalars about training (seed, data, epochs ...).
         calibration: Task to recalibration coefficients.
-        card: Text of `README.md`.
-        replace: Overwrite an existing model directory.
+
+    Raises:
+        InputError: The folder is not empty, or is a file.
     """
     folder = Path(path)
-    if not replace:
-        refuse_existing(folder)
+    refuse_existing(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -109,12 +108,12 @@ def save_model(
     save_file(model.state_dict(), temporary / "model.safetensors")
     vocabulary.save(temporary / VOCABULARY_DIR)
     scale.save(temporary / VOCABULARY_DIR)
-    (temporary / "calibration.json").write_text(json.dumps(calibration or {}, indent=2) + "\n")
-    (temporary / "README.md").write_text(card or "# A tsfm model\n", encoding="utf-8")
+    calibration = calibration or {}
+    (temporary / "calibration.json").write_text(json.dumps(calibration, indent=2) + "\n")
+    card = render_model_card(model, facts=facts, calibration=calibration)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     digests = _digests(temporary)
     (temporary / "manifest.json").write_text(json.dumps(digests, indent=2) + "\n")
-    if folder.exists():
-        shutil.rmtree(folder)
     os.replace(temporary, folder)
     return _sha256(folder / "manifest.json")
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
+
+from tsfm import cli
 
 
 def test_the_demo_runs_its_whole_road_and_ends_with_json(repository: Path, tmp_path: Path) -> None:
@@ -27,6 +32,31 @@ def test_the_demo_runs_its_whole_road_and_ends_with_json(repository: Path, tmp_p
     assert set(held_out) > {"model", "Boosted counts", "HOSPITAL", "LACE"}
     assert (tmp_path / "run" / "report.html").stat().st_size > 20_000
     assert "AUROC" in done.stdout
+    said = [line[2:] for line in done.stdout.splitlines() if line.startswith("$ ")]
+    commands = [parsed(command) for command in said]
+    assert [name for name, _ in commands] == [
+        "simulate", "ingest fhir", "ingest wfdb", "tokenize", "label", "pretrain", "finetune",
+        "score", "evaluate", "report",
+    ]  # fmt: skip
+    options = dict(commands)
+    facts = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert options["pretrain"]["d_model"] == facts["model"]["backbone"]["d_model"] == 16
+    assert options["pretrain"]["layers"] == facts["model"]["backbone"]["n_layers"] == 1
+    assert options["pretrain"]["epochs"] == facts["facts"]["n_epochs"] == 1
+    assert options["finetune"]["epochs"] == facts["facts"]["readmission_30d.n_epochs"] == 1
+    for option in (options["ingest wfdb"]["subjects"], options["finetune"]["out"]):
+        assert option.exists()
+
+
+def parsed(command: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a command line, as the command itself would read them."""
+    program, *words = shlex.split(command)
+    assert program == "tsfm"
+    root: Any = typer.main.get_command(cli.app)
+    found, n = root.commands[words[0]], 1
+    if hasattr(found, "commands"):
+        found, n = found.commands[words[1]], 2
+    return " ".join(words[:n]), found.make_context(words[0], words[n:]).params
 
 
 def test_the_expected_auroc_is_that_of_weighted_pairs(repository: Path) -> None:

@@ -7,8 +7,11 @@ written beside their name and renamed, so a reader sees a whole table or none.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,27 +30,45 @@ def read_table(path: str | Path, *, columns: list[str] | None = None) -> pa.Tabl
     """Read parquet, verifying its page checksums.
 
     Raises:
+        InputError: There is no such file.
         FormatError: Not a parquet file.
         IntegrityError: A page differs from what was written.
     """
-    place = Path(path).name
+    remedy = "Restore it from its source or write it anew."
+    with typed_errors(Path(path).name, remedy=remedy):
+        try:
+            return pq.read_table(path, columns=columns, page_checksum_verification=True)
+        except FileNotFoundError:
+            raise InputError(
+                "no such table", code="missing_table", place=str(path), remedy="Check the folder."
+            ) from None
+
+
+@contextmanager
+def typed_errors(place: str, *, remedy: str) -> Iterator[None]:
+    """Turn what parquet's readers raise into our errors.
+
+    Args:
+        place: How the errors name the file.
+        remedy: What to do about it.
+
+    Raises:
+        FormatError: `bad_parquet`.
+        IntegrityError: `checksum_mismatch`.
+        OSError: As it came, where it is the system's (no permission, a failing disk).
+    """
     try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
-    except FileNotFoundError:
-        raise InputError(
-            "no such table", code="missing_table", place=str(path), remedy="Check the folder."
-        ) from None
+        yield
     except OSError as error:
+        if error.errno is not None:
+            raise
         raise IntegrityError(
             "the file's bytes differ from what was written",
             code="checksum_mismatch",
             place=place,
-            remedy="Restore it from its source or write it anew.",
+            remedy=remedy,
         ) from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise FormatError(
-            "not a readable parquet table",
-            code="bad_parquet",
-            place=place,
-            remedy="Restore it from its source or write it anew.",
+            "not a readable parquet table", code="bad_parquet", place=place, remedy=remedy
         ) from error

@@ -124,11 +124,11 @@ def label(events: Events, task: TaskName, out: Out, as_json: AsJson = False) -> 
     typer.echo(json.dumps(summary.as_dict(), indent=2) if as_json else summary.as_text())
 
 
-@app.command(epilog="Example: tsfm pretrain tokens/ --out pretrained/ --epochs 4")
+@app.command(epilog="Example: tsfm pretrain tokens/ --out pretrained/ --epochs 5")
 def pretrain(
     tokens: Annotated[Path, typer.Argument(help="Token store.", show_default=False)],
     out: Out,
-    epochs: Annotated[int, typer.Option(help="Passes over the training subjects.")] = 4,
+    epochs: Annotated[int, typer.Option(help="Passes over the training subjects.")] = 3,
     d_model: Annotated[int, typer.Option(help="Width of the model.")] = 64,
     layers: Annotated[int, typer.Option(help="Mamba blocks.")] = 2,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
@@ -162,25 +162,26 @@ def finetune(
     labels: Annotated[Path, typer.Option(help="Folder written by `tsfm label`.")],
     task: TaskName,
     out: Out,
-    epochs: Annotated[int, typer.Option(help="Most passes over the training subjects.")] = 12,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    epochs: Annotated[int, typer.Option(help="Most passes over the training subjects.")] = 3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.2e-3,
     seed: Seed = 0,
 ) -> None:
     """Fit a task's hazards and calibrate them.
 
     Calibrated on the tuning split. Run it again to resume a stopped run.
     """
+    from dataclasses import replace
+
     import polars as pl
 
     from tsfm.event_table import read_table
     from tsfm.tasks.registry import task_named
     from tsfm.training.finetune import FINETUNE_DEFAULTS, FinetuneConfig
     from tsfm.training.finetune import finetune as run
-    from tsfm.training.loop import replace_config
 
     cohort = pl.from_arrow(read_table(labels / task_named(task).name / "cohort.parquet"))
     assert isinstance(cohort, pl.DataFrame)
-    train = replace_config(FINETUNE_DEFAULTS, epochs=epochs, lr=lr, seed=seed)
+    train = replace(FINETUNE_DEFAULTS, epochs=epochs, lr=lr, seed=seed)
     result = run(model, tokens, cohort, task, out, config=FinetuneConfig(train=train))
     typer.echo(result.as_text())
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+import tsfm
 
 if TYPE_CHECKING:
     from tsfm.ingest.provenance import IngestSummary
@@ -66,55 +69,43 @@ def ingest_fhir_command(
     )
 
 
-@app.command("mimic4", epilog="Example: tsfm ingest mimic4 mimiciv/3.1/ --out events/")
-def ingest_mimic4_command(
-    src: Source,
-    out: Out,
-    coding_delay_hours: CodingDelay = 120.0,
-    n_shards: Shards = 4,
-    max_quarantined: MaxQuarantined = 0.5,
-    as_json: AsJson = False,
+def _add_tables_command(
+    name: str, example: str, text: str, ingest: Callable[[], Callable[..., IngestSummary]]
 ) -> None:
-    """Read MIMIC-IV's hosp/, icu/ and ed/ tables (CSV or CSV.gz)."""
-    from tsfm.ingest.mimic4 import ingest_mimic4
+    """Add the command of a source that is made of tables; `ingest` is asked for when it runs."""
 
-    finish(
-        ingest_mimic4(
+    @app.command(name, help=text, epilog=f"Example: tsfm ingest {name} {example}")
+    def _(
+        src: Source,
+        out: Out,
+        coding_delay_hours: CodingDelay = 120.0,
+        n_shards: Shards = 4,
+        max_quarantined: MaxQuarantined = 0.5,
+        as_json: AsJson = False,
+    ) -> None:
+        summary = ingest()(
             src,
             out,
             coding_delay_hours=coding_delay_hours,
             n_shards=n_shards,
             max_quarantined=max_quarantined,
-        ),
-        as_json,
-    )
+        )
+        finish(summary, as_json)
 
 
-@app.command("meds", epilog="Example: tsfm ingest meds their_meds/ --out events/")
-def ingest_meds_command(
-    src: Source,
-    out: Out,
-    coding_delay_hours: CodingDelay = 120.0,
-    n_shards: Shards = 4,
-    max_quarantined: MaxQuarantined = 0.5,
-    as_json: AsJson = False,
-) -> None:
-    """Read a MEDS 0.3 or 0.4 data set.
-
-    It is checked, put in order and re-sharded; what the source says is kept.
-    """
-    from tsfm.ingest.meds_dataset import ingest_meds
-
-    finish(
-        ingest_meds(
-            src,
-            out,
-            coding_delay_hours=coding_delay_hours,
-            n_shards=n_shards,
-            max_quarantined=max_quarantined,
-        ),
-        as_json,
-    )
+_add_tables_command(
+    "mimic4",
+    "mimiciv/3.1/ --out events/",
+    "Read MIMIC-IV's hosp/, icu/ and ed/ tables (CSV or CSV.gz).",
+    lambda: tsfm.ingest_mimic4,
+)
+_add_tables_command(
+    "meds",
+    "their_meds/ --out events/",
+    "Read a MEDS 0.3 or 0.4 data set.\n\n"
+    "It is checked, put in order and re-sharded; what the source says is kept.",
+    lambda: tsfm.ingest_meds,
+)
 
 
 @app.command("wfdb", epilog="Example: tsfm ingest wfdb wfdb/ --out events/ --subjects records.csv")

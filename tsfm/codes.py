@@ -105,13 +105,11 @@ def is_class(code: str, name: str) -> bool:
     return code == name or code.startswith(name + SEPARATOR)
 
 
-def tie_rank(code: str) -> int:
-    """Order among events of one subject at one time stamp."""
-    return _TIE_RANK.get(code_class(code), DEFAULT_TIE_RANK)
-
-
 def tie_ranks() -> dict[str, int]:
-    """Class to rank, for use in data frames; all other classes have `DEFAULT_TIE_RANK`."""
+    """Class to its order among events of one subject at one time stamp.
+
+    All other classes have `DEFAULT_TIE_RANK`.
+    """
     return dict(_TIE_RANK)
 
 

@@ -1,3 +1,4 @@
+# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownParameterType=false
 """The law: columns, types and order of every table that crosses a room's wall.
 
 Events follow MEDS 0.4.1 with four columns of our own. `time` is when a fact was true of the
@@ -78,8 +79,6 @@ COHORT = pa.schema(
     ]
 )
 """One row an index stay: nothing that was looked at is lost."""
-
-OUTCOMES = ("none", "event", "competing", "censored")
 
 SCORES = pa.schema(
     [

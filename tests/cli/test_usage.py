@@ -45,6 +45,25 @@ def test_every_command_has_a_help_text_with_an_example_that_it_would_accept(
     assert commands()[name].make_context(name, arguments).params  # a wrong example would raise
 
 
+def test_the_defaults_of_the_commands_are_those_of_the_library() -> None:
+    from tsfm.models.mamba import MambaConfig
+    from tsfm.training.finetune import FINETUNE_DEFAULTS
+    from tsfm.training.loop import TrainConfig
+
+    def defaults(name: str) -> dict[str, Any]:
+        return {option.name: option.default for option in commands()[name].params}
+
+    pretrain, finetune = defaults("pretrain"), defaults("finetune")
+    assert (pretrain["d_model"], pretrain["layers"]) == (
+        MambaConfig().d_model,
+        MambaConfig().n_layers,
+    )
+    for name in ("epochs", "lr", "max_tokens", "seed"):
+        assert pretrain[name] == getattr(TrainConfig(), name)
+    for name in ("epochs", "lr", "seed"):
+        assert finetune[name] == getattr(FINETUNE_DEFAULTS, name)
+
+
 def test_help_of_the_whole_names_every_command(tsfm: Callable[..., Any]) -> None:
     for arguments in (["--help"], ["ingest", "--help"]):
         ended = tsfm(*arguments)

@@ -10,7 +10,6 @@ from sklearn.linear_model import LogisticRegression
 
 from tsfm.errors import InputError
 from tsfm.evaluation.calibration import (
-    calibration_in_the_large,
     calibration_slope_intercept,
     ece,
     fit_platt,
@@ -47,13 +46,6 @@ def test_a_known_distortion_is_found_and_undone():
     assert mended.intercept == pytest.approx(0, abs=1e-6)
 
 
-def test_in_the_large_balances_the_mean():
-    y, p = drawn()
-    shift = calibration_in_the_large(y, p / 3)
-    assert np.mean(1 / (1 + np.exp(-(logit(p / 3) + shift)))) == pytest.approx(y.mean(), abs=1e-9)
-    assert shift > 0
-
-
 def test_two_groups_give_the_log_odds_by_hand():
     y = [1] * 3 + [0] * 7 + [1] * 6 + [0] * 4
     line = fit_score_model([0] * 10 + [2] * 10, y)
@@ -70,7 +62,6 @@ def test_separable_classes_end_finite_and_in_order():
 
 def test_nothing_to_fit_is_an_error_or_nan():
     assert math.isnan(calibration_slope_intercept([0, 1], [0.3, 0.3]).slope)
-    assert math.isnan(calibration_in_the_large([1, 1], [0.3, 0.4]))
     with pytest.raises(InputError, match="nothing_to_calibrate"):
         fit_platt([1, 1], [0.3, 0.4])
     with pytest.raises(InputError, match="nothing_to_calibrate"):

@@ -57,6 +57,13 @@ def test_alerts_are_the_highest_scores():
     assert alerts_at_capacity(y, p, 1).number_needed_to_evaluate == math.inf
 
 
+@pytest.mark.parametrize(
+    ("share", "n", "expected"), [(0.07, 100, 7), (0.071, 100, 8), (1e-12, 5, 1)]
+)
+def test_a_share_is_rounded_up_and_not_past_itself(share, n, expected):
+    assert alerts_at_capacity([1, *[0] * (n - 1)], list(range(n)), share).n_alerts == expected
+
+
 def test_alerts_that_tie_are_a_fair_draw():
     alerts = alerts_at_capacity([1, 0, 1, 0], [0.9, 0.5, 0.5, 0.5], 2)
     assert alerts.n_alerts == 2

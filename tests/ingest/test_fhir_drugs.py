@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import pytest
 
 from tsfm.ingest.fhir_fields import stable_id
 
-MIMIC = "http://mimic.mit.edu/fhir/mimic"
-PATIENT = {"resourceType": "Patient", "id": "p", "gender": "female", "birthDate": "1950-03-04"}
-STAY = {
-    "resourceType": "Encounter",
-    "id": "e",
-    "status": "finished",
-    "class": {"code": "IMP"},
-    "subject": {"reference": "Patient/p"},
-    "period": {"start": "2020-01-01T10:00:00Z", "end": "2020-01-05T12:00:00Z"},
-}
-OF_PATIENT = {"subject": {"reference": "Patient/p"}}
-OF_STAY = {**OF_PATIENT, "encounter": {"reference": "Encounter/e"}}
-
-
-def concept(system: str, code: str, display: str = "") -> dict[str, Any]:
-    return {"coding": [{"system": system, "code": code, "display": display}]}
-
-
-def make(kind: str, **fields: Any) -> dict[str, Any]:
-    return {"resourceType": kind, "id": fields.pop("id", kind.lower()), **fields}
-
-
-def day(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+from .fhir_rows import MIMIC, OF_PATIENT, OF_STAY, PATIENT, STAY, concept, day, make
 
 
 def test_medications_are_named_by_rxnorm_reference_contained_or_mix(ingest_rows) -> None:

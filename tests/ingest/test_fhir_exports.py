@@ -11,13 +11,8 @@ import pytest
 
 from tsfm import event_table, schema
 from tsfm.ingest.fhir_ndjson import ingest_fhir
-from tsfm.ingest.provenance import IngestSummary
 
-
-def is_balanced(summary: IngestSummary) -> bool:
-    parts = (summary.rows_used, summary.rows_ignored, summary.quarantined)
-    return summary.n_rows == sum(sum(part.values()) for part in parts)
-
+from .fhir_rows import is_balanced
 
 DEMO_ROWS = {
     "Patient": 100,

@@ -19,22 +19,14 @@ from tsfm.ingest.fhir_fields import stable_id
 from tsfm.ingest.fhir_ndjson import ingest_fhir
 from tsfm.ingest.provenance import IngestSummary
 
-PATIENT = {"resourceType": "Patient", "id": "p", "gender": "male", "birthDate": "1950-03-04"}
-ENCOUNTER = {
-    "resourceType": "Encounter",
-    "id": "e",
-    "status": "finished",
-    "class": {"code": "IMP"},
-    "subject": {"reference": "Patient/p"},
-    "period": {"start": "2020-01-01T10:00:00Z", "end": "2020-01-05T12:00:00Z"},
-}
+from .fhir_rows import OF_STAY, PATIENT, STAY, is_balanced
+
 LAB = {
     "resourceType": "Observation",
     "id": "o",
     "status": "final",
     "code": {"coding": [{"system": "http://loinc.org", "code": "2345-7"}]},
-    "subject": {"reference": "Patient/p"},
-    "encounter": {"reference": "Encounter/e"},
+    **OF_STAY,
     "effectiveDateTime": "2020-01-02T08:00:00Z",
     "valueInteger": 5,
 }
@@ -62,14 +54,9 @@ def events(tmp_path: Path) -> pl.DataFrame:
     return pl.concat(list(event_table.scan_events(tmp_path / "out")))
 
 
-def is_balanced(summary: IngestSummary) -> bool:
-    parts = (summary.rows_used, summary.rows_ignored, summary.quarantined)
-    return summary.n_rows == sum(sum(part.values()) for part in parts)
-
-
 def test_the_order_and_the_names_of_files_do_not_matter(tmp_path: Path) -> None:
     tables = []
-    for n, order in enumerate(([PATIENT, ENCOUNTER, LAB], [LAB, ENCOUNTER, PATIENT])):
+    for n, order in enumerate(([PATIENT, STAY, LAB], [LAB, STAY, PATIENT])):
         files = {f"{'abc'[i]}/{i}.x.ndjson": ndjson(row) for i, row in enumerate(order)}
         run(tmp_path / str(n), files)
         tables.append(events(tmp_path / str(n)))
@@ -93,7 +80,7 @@ def test_bundles_are_unpacked_and_their_addresses_resolved(
             {"resource": nested},
             {"request": {"method": "DELETE", "url": "Patient/z"}},
             {"fullUrl": "urn:uuid:aaa", "resource": PATIENT},
-            {"fullUrl": "urn:uuid:ccc", "resource": ENCOUNTER},
+            {"fullUrl": "urn:uuid:ccc", "resource": STAY},
         ],
     }
     summary = run(tmp_path, {"b.json": json.dumps(bundle, indent=2).encode()})
@@ -112,7 +99,7 @@ def test_a_manifest_is_no_resource_but_dates_the_export(tmp_path: Path) -> None:
 
 def test_without_a_manifest_the_latest_known_event_dates_the_export(tmp_path: Path) -> None:
     ahead = {**LAB, "id": "f", "effectiveDateTime": "2299-01-01T00:00:00Z"}
-    run(tmp_path, {"a.ndjson": ndjson(PATIENT, ENCOUNTER, LAB, ahead)})
+    run(tmp_path, {"a.ndjson": ndjson(PATIENT, STAY, LAB, ahead)})
     facts = event_table.dataset_facts(tmp_path / "out")
     assert facts["data_as_of"] == "2020-01-05T12:00:00"
     assert (facts["clock"], facts["dates_shifted"]) == ("utc", False)
@@ -228,16 +215,16 @@ def test_the_output_may_not_lie_in_the_source_nor_be_overwritten(tmp_path: Path)
 
 def test_a_discharge_before_its_admission_takes_only_the_stay(tmp_path: Path) -> None:
     period = {"start": "2020-01-05T12:00:00Z", "end": "2020-01-01T10:00:00Z"}
-    summary = run(tmp_path, {"a.ndjson": ndjson(PATIENT, {**ENCOUNTER, "period": period}, LAB)})
+    summary = run(tmp_path, {"a.ndjson": ndjson(PATIENT, {**STAY, "period": period}, LAB)})
     assert summary.quarantined == {"discharge_before_admission": 1}
-    assert set(events(tmp_path)["code"]) == {"GENDER//M", "MEDS_BIRTH", GLUCOSE}
+    assert set(events(tmp_path)["code"]) == {"GENDER//F", "MEDS_BIRTH", GLUCOSE}
 
 
 def test_an_unreadable_birth_date_costs_only_itself(tmp_path: Path) -> None:
     patient = {**PATIENT, "birthDate": "0000-00-00"}
     summary = run(tmp_path, {"a.ndjson": ndjson(patient, LAB)})
     assert summary.quarantined == {"bad_time": 1}
-    assert set(events(tmp_path)["code"]) == {"GENDER//M", GLUCOSE}
+    assert set(events(tmp_path)["code"]) == {"GENDER//F", GLUCOSE}
     assert is_balanced(summary)
 
 
@@ -269,11 +256,11 @@ def test_a_newer_copy_of_a_stay_moves_what_depends_on_it(tmp_path: Path) -> None
     of_stay = {"subject": LAB["subject"], "encounter": LAB["encounter"]}
     condition = {"resourceType": "Condition", "id": "c", "code": code, **of_stay}
     later = {
-        **ENCOUNTER,
+        **STAY,
         "meta": {"versionId": "2"},
         "period": {"start": "2020-01-01T10:00:00Z", "end": "2020-01-07T12:00:00Z"},
     }
-    run(tmp_path, {"a.ndjson": ndjson(PATIENT, later, condition, ENCOUNTER)})
+    run(tmp_path, {"a.ndjson": ndjson(PATIENT, later, condition, STAY)})
     row = events(tmp_path).filter(pl.col("code") == "DIAGNOSIS//ICD//10//I509")
     assert row["time"].to_list() == [datetime(2020, 1, 7, 12)]
 
@@ -319,13 +306,13 @@ def test_stamps_without_an_offset_are_on_the_zone_that_is_given(tmp_path: Path) 
 
 _GOOD = {
     "patient": PATIENT,
-    "encounter": ENCOUNTER,
+    "encounter": STAY,
     "lab": LAB,
     "no_value": {k: v for k, v in LAB.items() if k != "valueInteger"},
     "bad_time": {**LAB, "effectiveDateTime": "0000-00-00"},
     "stranger": {**LAB, "subject": {"reference": "Patient/x"}},
-    "cancelled": {**ENCOUNTER, "status": "cancelled"},
-    "backwards": {**ENCOUNTER, "period": {"start": "2020-01-05", "end": "2020-01-01"}},
+    "cancelled": {**STAY, "status": "cancelled"},
+    "backwards": {**STAY, "period": {"start": "2020-01-05", "end": "2020-01-01"}},
     "unknown": {"resourceType": "Claim", "id": "1"},
     "location": {"resourceType": "Location", "id": "1", "name": "Ward"},
     "medication": {"resourceType": "Medication", "id": "1"},

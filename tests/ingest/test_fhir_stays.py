@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -10,44 +9,7 @@ import pytest
 
 from tsfm.ingest.fhir_fields import stable_id
 
-PATIENT = {"resourceType": "Patient", "id": "p", "gender": "female", "birthDate": "1950-03-04"}
-STAY = {
-    "resourceType": "Encounter",
-    "id": "e",
-    "status": "finished",
-    "class": {"code": "IMP"},
-    "subject": {"reference": "Patient/p"},
-    "period": {"start": "2020-01-01T10:00:00Z", "end": "2020-01-05T12:00:00Z"},
-}
-OF_PATIENT = {"subject": {"reference": "Patient/p"}}
-OF_STAY = {**OF_PATIENT, "encounter": {"reference": "Encounter/e"}}
-
-
-def concept(system: str, code: str, display: str = "") -> dict[str, Any]:
-    return {"coding": [{"system": system, "code": code, "display": display}]}
-
-
-def category(code: str) -> list[dict[str, Any]]:
-    return [concept("http://terminology.hl7.org/CodeSystem/x", code)]
-
-
-def make(kind: str, **fields: Any) -> dict[str, Any]:
-    return {"resourceType": kind, "id": fields.pop("id", kind.lower()), **fields}
-
-
-def day(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def observation(**fields: Any) -> dict[str, Any]:
-    defaults = {
-        "status": "final",
-        "category": category("laboratory"),
-        "code": concept("http://loinc.org", "2345-7", "Glucose"),
-        "effectiveDateTime": "2020-01-02T08:00:00+01:00",
-        **OF_STAY,
-    }
-    return make("Observation", **{**defaults, **fields})
+from .fhir_rows import PATIENT, STAY, concept, day, make, observation
 
 
 def test_a_patient_becomes_birth_and_static_facts(ingest_rows) -> None:

@@ -26,7 +26,6 @@ def write_run(run: EvaluationData, folder: Path) -> Path:
         model_hash="ab" * 32,
         inputs={},
         dataset={"clock": "utc"},
-        seed=0,
         threads=1,
         started="2026-03-01T00:00:00+00:00",
         ended="2026-03-01T00:01:00+00:00",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -66,6 +67,26 @@ def test_a_store_is_not_written_over(events: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         build_token_store(events, tmp_path / "tokens")
     assert caught.value.code == "output_exists"
+
+
+def test_a_store_cut_short_is_none_and_is_made_again(
+    events: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def fail_halfway(path: Path, text: str, *args: Any, **kwargs: Any) -> int:
+        if "config.json" not in path.name:
+            return write(path, text, *args, **kwargs)
+        write(path, text[:20])
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fail_halfway)
+        with pytest.raises(OSError, match="no space"):
+            build_token_store(events, tmp_path / "tokens")
+    with pytest.raises(InputError):
+        TokenStore.open(tmp_path / "tokens")
+    assert len(build_token_store(events, tmp_path / "tokens")) > 0
 
 
 def test_a_swapped_vocabulary_is_refused(events: Path, tmp_path: Path) -> None:

@@ -74,10 +74,6 @@ class Batch:
         """Subjects in the batch."""
         return self.subject_id.shape[0]
 
-    def to(self, device: torch.device | str) -> Batch:
-        """Copy to a device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
-
 
 def make_batch(
     *,

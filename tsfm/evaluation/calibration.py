@@ -1,8 +1,7 @@
 """Whether a probability means what it says.
 
 Calibration slope and intercept follow Cox's recalibration: logit P(y) = a + b logit(p). A slope
-below one says that high scores are too high and low ones too low; the intercept with the slope held
-at one (calibration in the large) says how far the mean is off. Both belong to data that took no
+below one says that high scores are too high and low ones too low. It belongs to data that took no
 part in the fit: `fit_platt` is for the tuning split.
 """
 
@@ -89,23 +88,6 @@ def fit_score_model(score: ArrayLike, y: ArrayLike) -> LogisticLine:
             remedy="Use a larger training split.",
         )
     return line
-
-
-def calibration_in_the_large(y: ArrayLike, p: ArrayLike) -> float:
-    """Intercept on the logit scale with the slope held at one; 0 where the mean is right."""
-    labels, probability = check_probability(y, p)
-    rate = labels.mean() if len(labels) else 0.0
-    if rate in (0.0, 1.0):
-        return float("nan")
-    offset = logit(probability)
-    shift = 0.0
-    for _ in range(100):
-        fitted = _sigmoid(offset + shift)
-        step = float(np.sum(labels - fitted) / np.sum(fitted * (1 - fitted)))
-        shift += float(np.clip(step, -2.0, 2.0))
-        if abs(step) < 1e-10:
-            break
-    return shift
 
 
 def ece(y: ArrayLike, p: ArrayLike, n_bins: int = 10, *, equal_mass: bool = True) -> float:

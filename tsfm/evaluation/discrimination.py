@@ -92,7 +92,8 @@ def alerts_at_capacity(y: ArrayLike, p: ArrayLike, capacity: float) -> Alerts:
     Args:
         y: Labels, shape (n,).
         p: Scores, shape (n,).
-        capacity: A whole number is a count of alerts, a float a fraction of rows (rounded up).
+        capacity: A whole number is a count of alerts, a float a fraction of rows (rounded up, but
+            for what floating point adds: 0.07 of 100 rows are 7).
 
     Raises:
         InputError: No rows, a fraction outside (0, 1], or a count below 1.
@@ -106,7 +107,8 @@ def alerts_at_capacity(y: ArrayLike, p: ArrayLike, capacity: float) -> Alerts:
             place="capacity",
             remedy="Use a whole number of alerts such as 50, or a fraction such as 0.05.",
         )
-    n_alerts = min(int(capacity), len(labels)) if is_count else int(np.ceil(capacity * len(labels)))
+    asked = capacity if is_count else np.ceil(round(capacity * len(labels), 9))
+    n_alerts = min(max(int(asked), 1), len(labels))
     threshold = float(np.partition(scores, len(scores) - n_alerts)[len(scores) - n_alerts])
     above, at = scores > threshold, scores == threshold
     share = (n_alerts - int(above.sum())) / int(at.sum())

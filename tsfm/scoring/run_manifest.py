@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,7 +87,6 @@ class RunManifest:
         model_hash: Hash of the model directory.
         inputs: Path below the data set's root to sha256: every event shard and metadata table.
         dataset: Contents of `metadata/dataset.json`.
-        seed: Seed of the run.
         threads: Threads that the arithmetic used.
         started: UTC, ISO 8601.
         ended: UTC, ISO 8601.
@@ -106,7 +105,6 @@ class RunManifest:
     model_hash: str
     inputs: dict[str, str]
     dataset: dict[str, Any]
-    seed: int
     threads: int
     started: str
     ended: str
@@ -227,23 +225,6 @@ def hash_dataset(root: str | Path) -> dict[str, str]:
             if path.is_file()
         ),
     )
-
-
-def check_hashes(root: str | Path, expected: Mapping[str, str]) -> None:
-    """Check that files below `root` still have the bytes that a manifest names.
-
-    Raises:
-        IntegrityError: A file is missing or has changed.
-    """
-    for name, digest in expected.items():
-        path = Path(root) / name
-        if not path.is_file() or hash_file(path) != digest:
-            raise IntegrityError(
-                "a file is missing or is not the one that the run names",
-                code="hash_mismatch",
-                place=name,
-                remedy="Restore it, or score again.",
-            )
 
 
 def new_run_id(started: datetime) -> str:

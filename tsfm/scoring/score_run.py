@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import torch
 
 from tsfm import __version__, event_table, schema
@@ -79,16 +80,17 @@ def run_scoring(
     model = load_model(model_dir)
     scored = score_events(model, root, task_name, followup=followup, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
-    names = write_tables(scored, model, root, folder, bands=bands, threshold=threshold)
+    # `tsfm score . events` has a name too: that of the folder.
+    name = model.path.absolute().name
+    names = write_tables(scored, model, root, folder, name=name, bands=bands, threshold=threshold)
     facts = event_table.dataset_facts(root)
     manifest = RunManifest(
         run_id=new_run_id(started),
         task=task_name,
-        model_name=model.path.name,
+        model_name=name,
         model_hash=model.hash,
         inputs=hash_dataset(root),
         dataset=facts,
-        seed=0,
         threads=torch.get_num_threads(),
         started=started.isoformat(timespec="seconds"),
         ended=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -111,6 +113,7 @@ def write_tables(
     root: str | Path,
     folder: Path,
     *,
+    name: str,
     bands: RiskBands,
     threshold: float | None,
 ) -> list[str]:
@@ -130,7 +133,7 @@ def write_tables(
         subject_sources=event_table.subject_ids(root),
         encounter_sources=None,
         task=scored.task.name,
-        model_name=model.path.name,
+        model_name=name,
         model_version=__version__,
         model_hash=model.hash,
         bands=bands,
@@ -140,8 +143,5 @@ def write_tables(
     return names
 
 
-def _write(frame: pl.DataFrame, path: Path, columns: object) -> None:
-    import pyarrow as pa
-
-    assert isinstance(columns, pa.Schema)
+def _write(frame: pl.DataFrame, path: Path, columns: pa.Schema) -> None:
     event_table.write_table(schema.align(frame.to_arrow(), columns, place=path.name), path)

@@ -8,11 +8,10 @@ from pathlib import Path
 import polars as pl
 
 from tsfm import codes, event_table, schema
-from tsfm.tasks.stays import code_part, in_class
+from tsfm.tasks.stays import age_years, code_part, in_class
 
 AGE_EDGES = (18, 45, 65, 75, 85)
 COLUMNS = ("age", "sex", "race", "admission type")
-_DAYS_PER_YEAR = 365.2425
 
 
 def describe_stays(root: str | Path, cohort: pl.DataFrame) -> pl.DataFrame:
@@ -58,7 +57,7 @@ def _describe_shard(events: pl.DataFrame, cohort: pl.DataFrame) -> pl.DataFrame:
         )
         .unique([subject, "start_time"], keep="first", maintain_order=True)
     )
-    age = (pl.col(schema.PREDICTION_TIME) - pl.col("birth")).dt.total_days() / _DAYS_PER_YEAR
+    age = age_years("birth", schema.PREDICTION_TIME)
     return (
         cohort.select(subject, schema.PREDICTION_TIME, "start_time")
         .join(births, on=subject, how="left", maintain_order="left")

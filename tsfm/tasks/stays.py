@@ -183,7 +183,7 @@ def _describe(stays: pl.DataFrame, timed: pl.DataFrame) -> pl.DataFrame:
         )
         .with_columns(discharge_time=pl.when(~pl.col("flawed")).then(left))
         .with_columns(died=died, death_time=pl.min_horizontal("_death", told))
-        .with_columns(age_years=_age("birth", "admit_time"))
+        .with_columns(age_years=age_years("birth", "admit_time"))
         .sort(subject, "admit_time", "discharge_time", nulls_last=True, maintain_order=True)
         .select(
             subject,
@@ -201,8 +201,13 @@ def _describe(stays: pl.DataFrame, timed: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _age(birth: str, moment: str) -> pl.Expr:
-    """Calendar age: exactly 18 on the eighteenth birthday, whatever the leap years."""
+def age_years(birth: str, moment: str) -> pl.Expr:
+    """Calendar age of two columns: exactly 18 on the eighteenth birthday, whatever the leap years.
+
+    Args:
+        birth: Name of the column of births.
+        moment: Name of the column of moments.
+    """
     born, now = pl.col(birth), pl.col(moment)
     turned = now.dt.year() - born.dt.year()
     years = turned - (born.dt.offset_by(pl.format("{}y", turned)) > now).cast(pl.Int32)

@@ -21,7 +21,6 @@ from tsfm import codes, event_table, schema
 from tsfm.tokens.value_scale import ValueScale
 from tsfm.tokens.vocabulary import EncodingCounts, Vocabulary
 
-EVENT, SIGNAL = 0, 1
 _US_PER_SECOND = 1e6
 
 TOKEN_FIELDS: dict[str, str] = {
@@ -45,7 +44,7 @@ class SubjectTokens:
         bin: (T,) decile of the value, 1 to 10; 0 where there is none.
         time_s: (T,) when each fact became available, seconds on the data set's clock.
         lag_hours: (T,) hours from when the fact was true to when it was available.
-        modality: (T,) `EVENT` or `SIGNAL`.
+        modality: (T,) 1 where the event points to a waveform, else 0.
         subject_id: (S,) subjects in the order of their tokens.
         start: (S + 1,) borders of the subjects' tokens.
         birth_s: (S,) birth in seconds, NaN where unknown.

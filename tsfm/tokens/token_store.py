@@ -10,7 +10,7 @@ subjects) or made with an existing vocabulary, so that another hospital's data m
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,11 +187,10 @@ def build_token_store(
         "data_as_of": facts.get("data_as_of"),
         "dates_shifted": facts.get("dates_shifted", False),
     }
-    try:
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    # Written last, and whole or not at all: a folder with a `config.json` is a whole store.
+    temporary = folder / ".config.json.tmp"
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(temporary, folder / "config.json")
     return TokenStore.open(folder)
 
 

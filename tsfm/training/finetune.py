@@ -34,7 +34,7 @@ from tsfm.tokens.token_store import TokenStore
 from tsfm.training.loop import TrainConfig, TrainResult, fingerprint, train
 from tsfm.training.losses import AdmissionTargets, LossWeights, pretraining_loss
 
-FINETUNE_DEFAULTS = TrainConfig(epochs=12, lr=1e-3, patience=3, warmup=0.1)
+FINETUNE_DEFAULTS = TrainConfig(epochs=3, lr=1.2e-3, patience=3, warmup=0.1)
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,14 @@ def finetune(
             **start.facts,
             **(facts or {}),
             "stage": "finetune",
+            f"{task.name}.dataset_name": store.config.get("dataset_name"),
             f"{task.name}.n_training_stays": int(
                 known.filter(pl.col(schema.SUBJECT_ID).is_in(training.subject_id.tolist())).height
             ),
+            f"{task.name}.n_epochs": len(result.history),
+            f"{task.name}.epoch_kept": result.best_epoch + 1,
             f"{task.name}.tuning_loss": result.tuning_loss,
+            f"{task.name}.seed": config.train.seed,
         },
     )
     shutil.rmtree(work, ignore_errors=True)

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,9 @@ class TrainConfig:
         average_decay: Decay of the weights' moving average.
         patience: Epochs without a better tuning loss before stopping.
         seed: Of initialisation, shuffling and dropout.
-        max_seconds: Stop training after this wall time (the epoch at hand is finished); None: no
-            limit. A run cut by time depends on the machine's speed.
     """
 
-    epochs: int = 10
+    epochs: int = 3
     max_tokens: int = 2048
     lr: float = 3e-3
     weight_decay: float = 0.05
@@ -62,7 +60,6 @@ class TrainConfig:
     average_decay: float = 0.995
     patience: int = 5
     seed: int = 0
-    max_seconds: float | None = None
 
 
 @dataclass
@@ -193,8 +190,6 @@ def train(
         save_checkpoint(
             checkpoint, model=model, average=average, optimizer=optimizer, state=state, best=best
         )
-        if config.max_seconds and time.perf_counter() - started > config.max_seconds:
-            break
     model.load_state_dict(best)
     chosen_epoch = min(state["history"], key=lambda entry: entry["tuning_loss"])
     return TrainResult(
@@ -239,11 +234,6 @@ def fingerprint(*parts: Any) -> str:
     text = json.dumps([asdict(p) if hasattr(p, "__dataclass_fields__") else p for p in parts],
                       sort_keys=True)  # fmt: skip
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def replace_config(config: TrainConfig, **changes: Any) -> TrainConfig:
-    """A configuration with some fields changed."""
-    return replace(config, **changes)
 
 
 def _is_finished(history: list[dict[str, Any]], config: TrainConfig) -> bool:

@@ -89,7 +89,8 @@ def pretrain(
             "dataset_name": store.config.get("dataset_name"),
             "n_training_subjects": len(training),
             "n_training_tokens": training.n_tokens,
-            "best_epoch": result.best_epoch,
+            "n_epochs": len(result.history),
+            "epoch_kept": result.best_epoch + 1,
             "tuning_loss": result.tuning_loss,
         },
     )

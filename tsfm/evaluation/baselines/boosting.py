@@ -52,10 +52,6 @@ class BoostedModel:
         """Probability of a true label, shape (n,), from features of shape (n, n_features)."""
         return np.asarray(self.booster.predict(X, num_iteration=self.n_trees), dtype=np.float64)
 
-    def importance(self) -> NDArray[np.float64]:
-        """Total gain of each feature, shape (n_features,)."""
-        return np.asarray(self.booster.feature_importance("gain", self.n_trees), dtype=np.float64)
-
 
 def fit_boosting(
     X: NDArray[np.float32],

@@ -222,7 +222,8 @@ def _fill(
         column += 1
     bounds = _positions(events, asked)
     now_us = asked[schema.PREDICTION_TIME].dt.epoch("us").to_numpy()
-    times = events[schema.TIME].dt.epoch("us").fill_null(_ALWAYS).to_numpy()
+    # As floats, exact for microseconds of our era: a value without a time has no age.
+    times = events[schema.TIME].dt.epoch("us").cast(pl.Float64).fill_null(float("nan")).to_numpy()
     numbers = events[schema.NUMERIC_VALUE].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     for group, places in zip(plan.groups, _places(events, plan.groups), strict=True):
         ranks = {name: np.searchsorted(places, at) for name, at in bounds.items()}
@@ -235,8 +236,7 @@ def _fill(
                 name: np.searchsorted(valued, bounds[name])
                 for name in ("now", "stay", "30d", "ever")
             }
-            hours_ago = times[valued]
-            for values in _summarise(numbers[valued], hours_ago, ranks, now_us):
+            for values in _summarise(numbers[valued], times[valued], ranks, now_us):
                 features[rows, column] = values
                 column += 1
 
@@ -290,7 +290,7 @@ def _places(events: pl.DataFrame, groups: tuple[str, ...]) -> list[NDArray[np.in
 
 def _summarise(
     values: NDArray[np.float64],
-    times_us: NDArray[np.int64],
+    times_us: NDArray[np.float64],
     ranks: dict[str, NDArray[np.int64]],
     now_us: NDArray[np.int64],
 ) -> Iterable[NDArray[np.float64]]:

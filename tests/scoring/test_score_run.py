@@ -1,0 +1,35 @@
+"""A scoring run on disk: whole, named, and traceable by its hashes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsfm.errors import InputError
+from tsfm.models.checkpoint import load_model
+from tsfm.scoring.risk_assessment import RiskBands
+from tsfm.scoring.run_manifest import RunManifest, hash_file
+from tsfm.scoring.score_run import run_scoring
+
+TASK = "readmission_30d"
+BANDS = RiskBands(0.05, 0.15, 0.3)
+
+
+def test_a_run_names_its_model_and_all_its_files(
+    tiny_hospital: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_hospital.model)
+    run = tmp_path / "run"
+    manifest = run_scoring(".", tiny_hospital.events, TASK, run, bands=BANDS, progress=False)
+    assert RunManifest.read(run / "run.json") == manifest
+    assert manifest.model_name == tiny_hospital.model.name
+    assert manifest.model_hash == load_model(tiny_hospital.model).hash
+    assert {path.name for path in run.iterdir()} == {*manifest.outputs, "run.json"}
+    assert all(hash_file(run / name) == found for name, found in manifest.outputs.items())
+    first = json.loads((run / "risk_assessments.ndjson").read_text().splitlines()[0])
+    assert first["method"]["text"].startswith(f"{tiny_hospital.model.name}, version ")
+    with pytest.raises(InputError, match="output_exists"):
+        run_scoring(".", tiny_hospital.events, TASK, run, bands=BANDS, progress=False)
