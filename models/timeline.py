@@ -76,7 +76,7 @@ class TimelineModel(nn.Module):
     def forward(self, batch: Batch) -> Float[Tensor, "token model"]:
         """Hidden state after every token."""
         x = self.memory(self.embedding(batch), batch.gap_hours, batch.cu_seqlens)
-        return self.backbone(x, batch.gap_hours, batch.position, batch.cu_seqlens)
+        return self.backbone(x, batch.gap_hours, batch.cu_seqlens)
 
     def log_hazard(
         self,

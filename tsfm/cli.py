@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from tsfm import __version__
+from tsfm.cli_doctor import doctor
 from tsfm.cli_ingest import app as ingest_app
 from tsfm.errors import TsfmError
 
@@ -274,6 +275,9 @@ def report(
 
     path = write_run_report(run, capacity=capacity, events=events, split=split)
     typer.echo(f"report: {path}")
+
+
+app.command(epilog="Example: tsfm doctor")(doctor)
 
 
 def main() -> None:

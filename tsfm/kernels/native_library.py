@@ -14,6 +14,8 @@ import functools
 import sys
 from pathlib import Path
 
+import torch
+
 from tsfm.errors import InputError
 
 # Changes with `KERNELS_ABI` in native/kernels.cpp, whenever a struct or a function does.
@@ -36,11 +38,13 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
+@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether the compiled kernels can be used here."""
     return _load()[0] is not None
 
 
+@torch.compiler.assume_constant_result
 def describe() -> str:
     """One line for people: what the kernels run on, or why there are none."""
     loaded, reason = _load()
@@ -72,8 +76,6 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _openmp_of_torch() -> str | None:
-    import torch  # noqa: F401  loads the runtime that is looked for
-
     if not sys.platform.startswith("linux"):
         return None
     mapped = {
