@@ -277,7 +277,7 @@ def report(
     typer.echo(f"report: {path}")
 
 
-app.command(epilog="Example: tsfm doctor")(doctor)
+app.command(epilog="Example: tsfm doctor --json")(doctor)
 
 
 def main() -> None:
