@@ -146,7 +146,7 @@ def test_the_readme_lists_every_file_with_a_duty() -> None:
     expected = {
         p
         for p in source_files()
-        if p.suffix in {".py", ".j2", ".ipynb", ".cu", ".cuh", ".md"}
+        if p.suffix in {".py", ".j2", ".ipynb", ".cu", ".cuh", ".md", ".cpp", ".h", ".inc"}
         and (p.name != "__init__.py" or p.parent == Path("tsfm"))
     }
     assert len(listed) == len(set(listed))

@@ -15,7 +15,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,8 +33,7 @@ _TOO_OLD = (
 )
 
 
-# As `cuda/number_types.cuh` counts them, and as the kernels' names say them.
-NUMBER_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# As the kernels' names say them.
 TYPE_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 # What a small device has; where the kernels run without one, they split their work as for that.
@@ -45,6 +44,7 @@ class CudaError(TsfmError):
     """CUDA kernels can't be compiled, loaded or launched here."""
 
 
+@runtime_checkable
 class Launches(Protocol):
     """What the ops need of a launcher; the tests have one that runs kernels on the CPU."""
 
@@ -131,7 +131,7 @@ class Launcher:
 
         Args:
             kernel: Its name.
-            grid: Number of blocks along x, y and z; an empty grid is no work.
+            grid: Number of blocks along x, y and z.
             block: Number of threads of a block.
             params: The kernel's only argument, copied before this returns.
             shared_bytes: Dynamic shared memory of a block.
@@ -139,8 +139,6 @@ class Launcher:
         Raises:
             CudaError: If there is no such kernel or the driver refuses the launch.
         """
-        if 0 in grid:
-            return
         with self._stream_of(self._device) as stream:
             self._make_current()
             function = self._function(kernel)

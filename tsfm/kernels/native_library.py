@@ -19,7 +19,7 @@ import torch
 from tsfm.errors import InputError
 
 # Changes with `KERNELS_ABI` in native/kernels.cpp, whenever a struct or a function does.
-ABI = 1
+ABI = 2
 _INSTRUCTIONS = {16: "AVX-512", 8: "AVX2", 4: "SSE or NEON"}
 
 

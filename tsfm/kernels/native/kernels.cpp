@@ -19,7 +19,7 @@
 #define WIDE_REGISTERS 0
 #endif
 
-#define KERNELS_ABI 1
+#define KERNELS_ABI 2
 
 struct Scratch {
   float* floats;
@@ -89,3 +89,6 @@ EXPORT int tsfm_use_lanes(int lanes) {
 // All return 0, or 1 where scratch memory could not be had.
 EXPORT int tsfm_scan_forward(const ScanParams* params) { return RUN(scan_forward, *params); }
 EXPORT int tsfm_scan_backward(const ScanParams* params) { return RUN(scan_backward, *params); }
+EXPORT int tsfm_state_update(const StateParams* params) { return RUN(state_update, *params); }
+EXPORT int tsfm_conv_forward(const ConvParams* params) { return RUN(conv_forward, *params); }
+EXPORT int tsfm_conv_backward(const ConvParams* params) { return RUN(conv_backward, *params); }

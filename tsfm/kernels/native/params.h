@@ -18,3 +18,24 @@ struct ScanParams {
   const float *dy, *dfinal;
   float *du, *ddelta, *dA, *dB, *dC, *dD, *dz, *dgap, *dgap_rate, *ddelta_bias, *dinitial;
 };
+
+struct StateParams {
+  int64_t n_rows, n_channels, n_state;
+  int64_t u_stride, delta_stride, z_stride, B_stride, C_stride;
+  int32_t input, softplus, n_threads, unused;
+  const float *u, *delta, *A, *B, *C, *D, *z, *gap, *gap_rate, *delta_bias, *source;
+  float* state;
+  const int64_t *source_slots, *target_slots;  // null: row r has slot r
+  float* y;
+};
+
+struct ConvParams {
+  int64_t n_tokens, n_channels, n_taps, n_sequences, x_stride, dy_stride;
+  int32_t silu, reverse, n_threads, unused;
+  const float *x, *weight, *bias, *initial_state;
+  const int32_t* borders;
+  float *y, *final_state;
+  // The rest is for the backward pass; dfinal, dbias and dinitial may be null.
+  const float *dy, *dfinal;
+  float *dx, *dweight, *dbias, *dinitial;
+};

@@ -1,0 +1,4 @@
+// selective_scan_zoh.cu for the CPU.
+#include "cpu_shim.h"
+#include "selective_scan_zoh.cu"
+#include "selective_scan_kernels.h"
