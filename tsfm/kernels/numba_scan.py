@@ -19,6 +19,7 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _MOST_THREADS = numba.get_num_threads()
 CHECKPOINT = 32
@@ -300,6 +301,7 @@ class NumbaScan(torch.autograd.Function):
         return torch.from_numpy(y), final
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
         """Gradients of all floating inputs and the initial state."""
         dy, dfinal = gradients

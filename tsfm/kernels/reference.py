@@ -14,31 +14,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def input_weight(
-    A: Float[Tensor, "channel state"], s: Float[Tensor, "token channel"], kind: str
-) -> Float[Tensor, "token channel state"]:
-    """Weight of a held input over an interval: (exp(A s) - 1) / A, written with expm1.
-
-    `(exp(x) - 1) / A` in float32 loses a fifth of its value at x = -1e-7; expm1 does not.
-
-    Args:
-        A: Decay rates, negative.
-        s: Elapsed time a channel.
-        kind: `zoh` for the weight above, `foh` for the weight of the rising part,
-            (exp(x) - 1 - x) / (A x).
-    """
-    x = A * s.unsqueeze(-1)
-    held = torch.expm1(x) / A
-    if kind == "zoh":
-        return held
-    # Below |x| = 1e-2 the difference cancels: s (1/2 + x/6 + x^2/24 + x^3/120) is exact to 1e-12.
-    small = x.abs() < 1e-2
-    safe = torch.where(small, torch.ones_like(x), x)
-    rising = (torch.expm1(safe) - safe) / (A * safe)
-    series = s.unsqueeze(-1) * (0.5 + x / 6 + x * x / 24 + x * x * x / 120)
-    return torch.where(small, series, rising)
-
-
 def scan(
     decay: Float[Tensor, "token channel state"],
     x: Float[Tensor, "token channel state"],

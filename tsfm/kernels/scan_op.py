@@ -11,6 +11,8 @@ included.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,18 +96,46 @@ def _backward(
 ) -> ScanGradients:
     if name not in torch_scan.RECURRENCES:
         return _backend(name).backward(inputs, form, saved, dy, dfinal, needs)
-    with torch.enable_grad():
-        leaves = inputs.each(lambda _, t: t.detach().requires_grad_(t.is_floating_point()))
-        y, state = torch_scan.scan(leaves, form, name)
-        reached = [(out, g) for out, g in ((y, dy), (state, dfinal)) if g is not None]
-        wanted = [t for t, need in zip(leaves, needs, strict=False) if t is not None and need]
-        outputs, given = zip(*reached, strict=True)
-        found = torch.autograd.grad(outputs, wanted, given, materialize_grads=True)
-    rest = iter(found)
+    return _in_own_thread(lambda: _run_again(inputs, form, name, dy, dfinal, needs))
+
+
+def _run_again(
+    inputs: ScanInputs,
+    form: ScanForm,
+    name: str,
+    dy: Tensor | None,
+    dfinal: Tensor | None,
+    needs: tuple[bool, ...],
+) -> ScanGradients:
+    leaves = inputs.each(lambda _, t: t.detach().requires_grad_(t.is_floating_point()))
+    y, state = torch_scan.scan(leaves, form, name)
+    reached = [(out, g) for out, g in ((y, dy), (state, dfinal)) if g is not None]
+    wanted = [t for t, need in zip(leaves, needs, strict=False) if t is not None and need]
+    outputs, given = zip(*reached, strict=True)
+    found = iter(torch.autograd.grad(outputs, wanted, given, materialize_grads=True))
     return ScanGradients._make(
-        next(rest) if t is not None and need else None
+        next(found) if t is not None and need else None
         for t, need in zip(leaves, needs, strict=False)
     )
+
+
+def _in_own_thread(work: Callable[[], ScanGradients]) -> ScanGradients:
+    """Run where autograd is on: inside an operator it is off for the thread, whatever is asked."""
+    done: list[ScanGradients] = []
+    failed: list[BaseException] = []
+
+    def run_work() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:  # raised again by the thread that waits
+            failed.append(error)
+
+    thread = threading.Thread(target=run_work)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
 
 
 class _Scan(torch.autograd.Function):

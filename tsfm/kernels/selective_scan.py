@@ -123,6 +123,11 @@ def _check(
         )  # fmt: skip
     if u.dim() not in (2, 3):
         raise wrong_shape("u", u, "(T, D) or (B, L, D)")
+    if u.numel() == 0:
+        raise InputError(
+            f"u has shape {tuple(u.shape)}, no tokens", code="empty_input", place="u",
+            remedy="Leave out sequences without tokens.",
+        )  # fmt: skip
     if A.dim() != 2:
         raise wrong_shape("A", A, "(D, N)")
     rows, n_channels, n_state = u.shape[:-1], u.shape[-1], A.shape[1]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tsfm.errors import InputError
 from tsfm.kernels import chunked_scan, reference
+from tsfm.kernels.input_weights import weigh
 from tsfm.kernels.scan_inputs import ScanForm, ScanInputs
 
 RECURRENCES = ("reference", "torch", "numba")
@@ -83,13 +84,13 @@ def _weigh(
 ) -> Tensor:
     if kind in ("euler", "impulse"):
         return arrived
-    held = reference.input_weight(A, elapsed, "zoh")
     if kind == "zoh":
-        return held * arrived
+        return weigh(A, elapsed, "held") * arrived
     # What precedes a sequence's first token is what its state carries, else the token itself.
     first = arrived[starts] if earlier is None or earlier.shape[-1] == 0 else earlier
     before = torch.cat([arrived[:1], arrived[:-1]]).index_copy(0, starts, first)
-    return held * before + (arrived - before) * reference.input_weight(A, elapsed, "foh")
+    falling, rising = (weigh(A, elapsed, side) for side in ("falling", "rising"))
+    return falling * before + rising * arrived
 
 
 def reversed_order(
