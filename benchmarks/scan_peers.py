@@ -39,6 +39,9 @@ def plain_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
 def plain_step(
     state: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor
 ) -> Tensor:
+    """One step in torch, term by term as mamba-ssm's and transformers' own forms have it."""
     decay = torch.exp(delta.unsqueeze(-1) * A)
-    state.copy_(state * decay + (delta * u).unsqueeze(-1) * B.unsqueeze(1))
-    return ((state @ C.unsqueeze(-1)).squeeze(-1) + u * D) * F.silu(z)
+    arrived = delta.unsqueeze(-1) * B.unsqueeze(1) * u.unsqueeze(-1)
+    state.copy_(state * decay + arrived)
+    y = torch.matmul(state, C.unsqueeze(-1)).squeeze(-1) + u * D
+    return y * F.silu(z)

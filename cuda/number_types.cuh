@@ -1,7 +1,7 @@
 // Loads and stores of float32, bfloat16 and float16 without CUDA's headers.
 //
-// Arithmetic is always in float32; these types exist in memory only. bfloat16 is converted by its bits
-// (round to nearest, ties to even, as the device's own instruction does), float16 by one PTX
+// Arithmetic is always in float32; these types exist in memory only. bfloat16 is converted by its
+// bits (round to nearest, ties to even, as the device's own instruction does), float16 by one PTX
 // instruction on the device and by its bits where the same source is compiled for the CPU.
 #pragma once
 
@@ -20,7 +20,8 @@ __device__ __forceinline__ float to_float(f16 x) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
   return y;
 #else
-  unsigned sign = (x.bits & 0x8000u) << 16, exponent = (x.bits >> 10) & 31, fraction = x.bits & 1023;
+  unsigned sign = (x.bits & 0x8000u) << 16, fraction = x.bits & 1023;
+  unsigned exponent = (x.bits >> 10) & 31;
   if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | fraction << 13);
   if (exponent) return __uint_as_float(sign | (exponent + 112) << 23 | fraction << 13);
   float tiny = (float)fraction * 5.9604644775390625e-8f;  // subnormal: fraction * 2^-24

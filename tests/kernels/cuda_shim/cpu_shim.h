@@ -1,16 +1,16 @@
 // CUDA's execution model on one CPU core, enough to run our kernels unchanged under g++.
 //
-// Every thread of a block is a fiber with its own stack. Fibers run one after the other until they
-// meet a barrier; a barrier opens when all threads that it names have come. A warp runs until the
-// block's barrier holds it, before the next warp starts, and blocks run their warps and threads in
-// rising and in falling order by turns: so what a kernel reads before the barrier that orders it is
-// really not there yet, and what it overwrites too early is really still wanted. A warp never moves in
-// step: code that counts on that fails here, as it may on a GPU.
+// Every thread of a block is a fiber with its own stack. Fibers run one after the other until
+// they meet a barrier; a barrier opens when all threads that it names have come. A warp runs
+// until the block's barrier holds it, before the next warp starts, and blocks run their warps and
+// threads in rising and in falling order by turns: so what a kernel reads before the barrier that
+// orders it is really not there yet, and what it overwrites too early is really still wanted. A
+// warp never moves in step: code that counts on that fails here, as it may on a GPU.
 //
 // A block that can't go on (some threads wait at a barrier, others at another or gone) ends the
-// launch with a message instead of hanging. Shared memory starts as NaN; static shared memory keeps
-// what the block before has left, as on the device. Not here: atomics, textures, streams, tensor
-// cores, more than one dimension of threads, and anything about time.
+// launch with a message instead of hanging. Shared memory starts as NaN; static shared memory
+// keeps what the block before has left, as on the device. Not here: atomics, textures, streams,
+// tensor cores, more than one dimension of threads, and anything about time.
 //
 // An entry file includes this header, then the .cu, then lists the kernels:
 //     SHIM_KERNELS(SHIM_KERNEL(scan_forward, ScanParams), SHIM_KERNEL(scan_sum, ScanParams))
@@ -34,8 +34,9 @@
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
-// `extern __shared__` can't be spelt in C++: kernels name their dynamic shared memory by this macro,
-// and define it as `extern __shared__ __align__(16) unsigned char name[]` where it is not defined.
+// `extern __shared__` can't be spelt in C++: kernels name their dynamic shared memory by this
+// macro, and define it as `extern __shared__ __align__(16) unsigned char name[]` where it is not
+// defined.
 #define DYNAMIC_SHARED(name) unsigned char* name = shim::dynamic_shared
 
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
@@ -191,7 +192,7 @@ inline int launch(const Kernel* kernels, int n_kernels, const char* name, dim3 g
   }
   if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535 || !block ||
       block > (unsigned)MOST_THREADS || shared_bytes > MOST_SHARED) {
-    snprintf(message, sizeof message, "%s: a launch that no device takes: grid %u %u %u, block %u, %u bytes shared",
+    snprintf(message, sizeof message, "%s: no device takes grid %u %u %u, block %u, %u bytes",
              name, grid.x, grid.y, grid.z, block, shared_bytes);
     return 2;
   }
@@ -214,7 +215,7 @@ inline int launch(const Kernel* kernels, int n_kernels, const char* name, dim3 g
         int waiting = 0;
         for (unsigned i = 0; i < block; i++) waiting += !fibers[i].finished;
         snprintf(message, sizeof message,
-                 "%s: divergent barrier in block (%u, %u, %u): %d of %u threads wait for the others",
+                 "%s: divergent barrier in block (%u, %u, %u): %d of %u threads wait",
                  name, x, y, z, waiting, block);
         return 3;
       }
