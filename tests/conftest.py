@@ -12,6 +12,18 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tests of a GPU out where there is none; `-m gpu` still asks for them."""
+    import torch
+
+    if torch.cuda.is_available() or "gpu" in config.getoption("-m"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Callable[[str], Path]:
     """Return a function that finds a folder of the real data sets, or skips the test."""

@@ -59,6 +59,23 @@ def parsed(command: str) -> tuple[str, dict[str, Any]]:
     return " ".join(words[:n]), found.make_context(words[0], words[n:]).params
 
 
+@pytest.mark.parametrize("script", ["scan.py", "scan_gpu.py"])
+def test_the_benchmarks_of_the_kernels_print_a_table_and_end_with_json(
+    repository: Path, script: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", "--quick"],
+        cwd=repository, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert all(name in done.stdout for name in found["rows"])
+    if script == "scan.py":
+        assert all(value is not None and value > 0 for value in found["rows"].values())
+        errors = [v for name, v in found["rows"].items() if name.startswith("largest relative")]
+        assert 0 < max(errors) < 2e-6
+
+
 def test_the_expected_auroc_is_that_of_weighted_pairs(repository: Path) -> None:
     spec = importlib.util.spec_from_file_location("demo", repository / "benchmarks" / "demo.py")
     assert spec is not None

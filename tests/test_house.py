@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import tsfm
-from tsfm.kernels.causal_conv import causal_conv1d
+from tsfm.kernels.gated_norm import gated_rms_norm
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKS = ("cuda", "ingest", "models")
@@ -248,9 +248,9 @@ def test_the_version_is_said_once() -> None:
 
 
 def test_shapes_of_models_and_kernels_are_checked_in_tests() -> None:
-    x, weight, position = torch.zeros(5, 3), torch.zeros(4, 2), torch.arange(5)
+    y, u, skip, scale = torch.zeros(5, 3), torch.zeros(5, 3), torch.zeros(4), torch.zeros(3)
     with pytest.raises(TypeError, match="channel"):
-        causal_conv1d(x, weight, None, position)
+        gated_rms_norm(y, u, u, skip, scale, 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -77,12 +77,18 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs = ScanInputs(*arguments[:_N_TENSORS])
     softplus, kind, reverse, final, learns, name = arguments[_N_TENSORS:]
     form = ScanForm(softplus, kind, reverse)
-    none = inputs.u.new_empty(0)
+    saved = None
     if name in torch_scan.RECURRENCES:
         y, state = torch_scan.scan(inputs, form, name)
-        return y, state if final else none, none
-    y, state, saved = _backend(name).forward(inputs, form, final=final, checkpoints=learns)
-    return y, none if state is None else state, none if saved is None else saved
+    else:
+        y, state, saved = _backend(name).forward(inputs, form, final=final, checkpoints=learns)
+    # An operator may not return one tensor twice: each absent one is an empty tensor of its own.
+    absent = inputs.A.new_empty
+    return (
+        y,
+        state if final and state is not None else absent(0),
+        absent(0) if saved is None else saved,
+    )
 
 
 def _backward(
