@@ -16,6 +16,8 @@ import torch
 
 from tsfm.kernels import native_library
 
+WARM_UP_S = 0.05
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,23 +38,31 @@ class Row:
         return self.value >= self.must if self.at_least else self.value <= self.must
 
 
-def median_ms(work: Callable[[], Any], runs: int) -> float:
-    for _ in range(3):
-        work()
-    times = []
-    for _ in range(runs):
+def medians_ms(works: dict[str, Callable[[], Any]], runs: int, rounds: int = 5) -> dict[str, float]:
+    """Median time of each work; NaN for a peer that is not installed.
+
+    The works take turns in rounds, so that what else the machine does for a moment meets all of
+    them and moves no median. Each warms up for a while first: pools of threads spin on for some
+    milliseconds after they were last used, and that is not the next work's doing.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            try:
+                _times(work, WARM_UP_S, 1)
+                times[name] += _times(work, 0.0, max(3, runs // rounds))
+            except ImportError:
+                times[name].append(float("nan"))
+    return {name: statistics.median(found) * 1e3 for name, found in times.items()}
+
+
+def _times(work: Callable[[], Any], least_seconds: float, least_runs: int) -> list[float]:
+    times: list[float] = []
+    while len(times) < least_runs or sum(times) < least_seconds:
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
-    return statistics.median(times) * 1e3
-
-
-def peer_ms(work: Callable[[], Any], runs: int) -> float:
-    """Median time of a peer, or NaN where it is not installed."""
-    try:
-        return median_ms(work, max(5, runs // 2))
-    except ImportError:
-        return float("nan")
+    return times
 
 
 def show(rows: list[Row]) -> None:

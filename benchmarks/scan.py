@@ -34,11 +34,13 @@ import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import Row, machine, median_ms, peer_ms, show
+from measure import Row, machine, medians_ms, show
 from scan_peers import mambapy_scan, plain_loop, plain_step, transformers_scan
 from torch import Tensor
 
@@ -60,7 +62,7 @@ class Sizes:
     decode_channels: int = 1536
     d_model: int = 256
     block_tokens: int = 512
-    runs: int = 15
+    runs: int = 25
 
 
 QUICK = Sizes(n_channels=48, n_tokens=96, decode_channels=64, d_model=32, block_tokens=64, runs=5)
@@ -104,31 +106,26 @@ def scan_rows(sizes: Sizes) -> tuple[list[Row], dict[str, float]]:
     }
     dy = torch.randn(1, sizes.n_tokens, sizes.n_channels)
     backends = ["native", "numba"] if native_library.available() else ["numba"]
-    milliseconds: dict[str, float] = {}
-    with torch.no_grad():
-        for backend in backends:
-            milliseconds[f"{backend} forward"] = median_ms(
-                lambda backend=backend: selective_scan(**inputs, backend=backend), sizes.runs
-            )
-        for name, peer, given in (
-            ("mambapy", mambapy_scan, inputs),
-            ("transformers", transformers_scan, turned),
-            ("loop", plain_loop, inputs),
-        ):
-            milliseconds[f"{name} forward"] = peer_ms(
-                lambda peer=peer, given=given: peer(**given), sizes.runs
-            )
+    forward: dict[str, Callable[[], Any]] = {
+        f"{backend} forward": partial(selective_scan, **inputs, backend=backend)
+        for backend in backends
+    }
+    forward |= {
+        "mambapy forward": partial(mambapy_scan, **inputs),
+        "transformers forward": partial(transformers_scan, **turned),
+        "loop forward": partial(plain_loop, **inputs),
+    }
     leaves = with_gradients(inputs)
-    for backend in backends:
-        milliseconds[f"{backend} forward and backward"] = median_ms(
-            lambda backend=backend: train(
-                lambda **given: selective_scan(**given, backend=backend), leaves, dy
-            ),
-            sizes.runs,
+    trained = {
+        f"{backend} forward and backward": partial(
+            train, partial(selective_scan, backend=backend), leaves, dy
         )
-    milliseconds["mambapy forward and backward"] = peer_ms(
-        lambda: train(mambapy_scan, leaves, dy), sizes.runs
-    )
+        for backend in backends
+    }
+    trained["mambapy forward and backward"] = partial(train, mambapy_scan, leaves, dy)
+    with torch.no_grad():
+        milliseconds = medians_ms(forward, sizes.runs)
+    milliseconds |= medians_ms(trained, sizes.runs)
     ours = backends[0]
     at = milliseconds.get
     numba = at("numba forward"), at("numba forward and backward")
@@ -183,7 +180,7 @@ def form_rows(sizes: Sizes) -> list[Row]:
             "fused": lambda: selective_scan(**inputs, **extra, delta_softplus=True),
             "packed": lambda: selective_scan(**packed, cu_seqlens=borders),
         }
-        times = {name: median_ms(form, 3 * sizes.runs) for name, form in forms.items()}
+        times = medians_ms(forms, 3 * sizes.runs)
     bare = times["bare"]
     return [
         Row("zoh over euler", times["zoh"] / bare, 1.45, 1.25, False),
@@ -208,11 +205,15 @@ def decode_row(sizes: Sizes) -> Row:
         "z": torch.randn(rows, width),
     }
     with torch.no_grad():
-        ours = median_ms(lambda: state_update(state, **given), 3 * sizes.runs)
-        plain = median_ms(lambda: plain_step(state, **given), sizes.runs)
-    return Row(
-        f"a decoding step, B = {rows}, D = {width}, against torch", plain / ours, 8, 13, True
-    )
+        times = medians_ms(
+            {
+                "ours": partial(state_update, state, **given),
+                "torch": partial(plain_step, state, **given),
+            },
+            3 * sizes.runs,
+        )
+    name = f"a decoding step, B = {rows}, D = {width}, against torch"
+    return Row(name, times["torch"] / times["ours"], 8, 13, True)
 
 
 def conv_row(sizes: Sizes) -> Row:
@@ -225,9 +226,10 @@ def conv_row(sizes: Sizes) -> Row:
         return F.silu(y[..., :-3]).transpose(1, 2).contiguous()
 
     with torch.no_grad():
-        ours = median_ms(lambda: causal_conv1d(x, weight, bias, activation="silu"), 3 * sizes.runs)
-        plain = median_ms(torch_conv, sizes.runs)
-    return Row("causal conv k = 4 with silu, against torch conv1d", plain / ours, 8, 20, True)
+        ours = partial(causal_conv1d, x, weight, bias, activation="silu")
+        times = medians_ms({"ours": ours, "torch": torch_conv}, 3 * sizes.runs)
+    name = "causal conv k = 4 with silu, against torch conv1d"
+    return Row(name, times["torch"] / times["ours"], 8, 20, True)
 
 
 def block_row(sizes: Sizes) -> Row:
@@ -264,10 +266,11 @@ def block_row(sizes: Sizes) -> Row:
 
     name = "a whole Mamba block, train step, against transformers"
     try:
-        theirs = median_ms(build(), 5)
+        works = {"ours": ours, "theirs": build()}
     except ImportError:
         return Row(name, None, 10, 20, True, note="transformers is not installed")
-    return Row(name, theirs / median_ms(ours, sizes.runs), 10, 20, True)
+    times = medians_ms(works, 5)
+    return Row(name, times["theirs"] / times["ours"], 10, 20, True)
 
 
 def error_rows(sizes: Sizes, inputs: dict[str, Tensor], label: str = "") -> list[Row]:

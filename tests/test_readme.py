@@ -77,3 +77,13 @@ def test_examples_are_short(repository: Path) -> None:
     for language in ("python", "bash"):
         lines = [line for line in example(repository, language).splitlines() if line.strip()]
         assert len(lines) <= 10, language
+
+
+def test_the_examples_of_the_kernels_run_as_they_stand(repository: Path) -> None:
+    page = (repository / "docs" / "how-to" / "use-the-kernels.md").read_text()
+    found: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(compile(block, "use-the-kernels.md", "exec"), found)
+    assert found["y"].shape == (70, 32)
+    assert found["out"].shape == (4, 32)
+    assert found["table"].any(dim=(1, 2)).all()
