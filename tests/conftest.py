@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave the tests of a GPU out where there is none; `-m gpu` still asks for them."""
     import torch
 
-    if torch.cuda.is_available() or "gpu" in config.getoption("-m"):
+    if torch.cuda.is_available() or "gpu" in (config.getoption("-m") or ""):
         return
     left_out = [item for item in items if item.get_closest_marker("gpu")]
     if left_out:

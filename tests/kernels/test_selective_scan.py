@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tsfm.errors import InputError
+from tsfm.kernels import native_library
 from tsfm.kernels.selective_scan import selective_scan
 
 BORDERS = torch.tensor([0, 1, 37, 70, 131])
@@ -70,6 +71,7 @@ def test_chunked_form_equals_the_loop_with_all_gradients(kind: str, reverse: boo
     assert worst(run("torch", torch.float64, input=kind, reverse=reverse), expected) < 1e-12
 
 
+@pytest.mark.skipif(not native_library.available(), reason="the C++ kernels are not built")
 @pytest.mark.parametrize("kind", ["euler", "impulse", "zoh", "foh"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_cpp_equals_the_float64_loop_with_all_gradients(kind: str, reverse: bool) -> None:

@@ -185,7 +185,7 @@ def test_every_row_reads_before_any_row_writes(
     backend: str, sources: list[int], targets: list[int], few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Some slots are looked at one by one, many by operations on tensors.
-    monkeypatch.setattr("tsfm.kernels.state_update._FEW_ROWS", few)
+    monkeypatch.setattr(sys.modules["tsfm.kernels.state_update"], "_FEW_ROWS", few)
     inputs = make_inputs(dtype=torch.float32)
     read, written = torch.tensor(sources), torch.tensor(targets, dtype=torch.int32)
     found = update(inputs, source_slots=read, target_slots=written, backend=backend)
@@ -359,7 +359,7 @@ assert all(torch.equal(a, b) for a, b in zip(run(step), traced, strict=True))
 def test_what_does_not_fit_is_named(
     change: dict[str, Any], code: str, place: str, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tsfm.kernels.state_update._FEW_ROWS", few)
+    monkeypatch.setattr(sys.modules["tsfm.kernels.state_update"], "_FEW_ROWS", few)
     inputs = make_inputs(dtype=torch.float32)
     before = inputs["state"].clone()
     with pytest.raises(InputError) as caught:
