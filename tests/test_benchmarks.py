@@ -59,8 +59,8 @@ def parsed(command: str) -> tuple[str, dict[str, Any]]:
     return " ".join(words[:n]), found.make_context(words[0], words[n:]).params
 
 
-@pytest.mark.parametrize("script", ["scan.py", "scan_gpu.py"])
-def test_the_benchmarks_of_the_kernels_print_a_table_and_end_with_json(
+@pytest.mark.parametrize("script", ["flow.py", "scan.py", "scan_gpu.py"])
+def test_the_benchmarks_of_single_parts_print_a_table_and_end_with_json(
     repository: Path, script: str
 ) -> None:
     done = subprocess.run(
