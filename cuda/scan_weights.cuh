@@ -70,7 +70,7 @@ template <int KIND>
 __device__ __forceinline__ Weights weights_of(const Rates<KIND>& r, int j, float s, float inverse_s,
                                               float less) {
   Weights w;
-  w.decay = less + 1.f;
+  w.decay = exp2_of(r.A2[j] * s);  // less + 1 would lose a small decay
   w.held = less * r.inverse[j];
   w.rising = 0.f;
   if (KIND == RISING) {

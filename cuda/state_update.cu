@@ -35,14 +35,16 @@ struct Weights {
   float decay, fresh, previous;
 };
 __device__ __forceinline__ Weights weights_of(int input, float A, float s) {
-  if (input < ZOH) return {exp2f(A * LOG2E * s), 1.f, 0.f};
+  // Not expm1 + 1, which would lose a small decay.
+  float decay = exp2f(A * LOG2E * s);
+  if (input < ZOH) return {decay, 1.f, 0.f};
   float x = A * s, less = expm1f(x);
   float held = A == 0.f ? s : less / A;
-  if (input == ZOH) return {less + 1.f, held, 0.f};
+  if (input == ZOH) return {decay, held, 0.f};
   // (e^x - 1 - x) / (A x) and the rest of `held`: the closed forms cancel where |x| < 1.
   if (fabsf(x) >= 1.f) {
     float square = A * x;
-    return {less + 1.f, (less - x) / square, fmaf(x - 1.f, less + 1.f, 1.f) / square};
+    return {decay, (less - x) / square, fmaf(x - 1.f, decay, 1.f) / square};
   }
   float series = fmaf(x, 1.f / 39916800, 1.f / 3628800);
   series = fmaf(series, x, 1.f / 362880);
@@ -54,7 +56,7 @@ __device__ __forceinline__ Weights weights_of(int input, float A, float s) {
   series = fmaf(series, x, 1.f / 6);
   series = fmaf(series, x, 0.5f);
   float rising = s * series;
-  return {less + 1.f, rising, held - rising};
+  return {decay, rising, held - rising};
 }
 
 __device__ __forceinline__ long long slot_of(const StateParams& p, const void* slots, long long row) {

@@ -42,3 +42,17 @@ def wrong_shape(name: str, tensor: Tensor, expected: str) -> InputError:
         f"{name} has shape {tuple(tensor.shape)}, expected {expected}", code="wrong_shape",
         place=name, remedy="See the shapes in the documentation of the function.",
     )  # fmt: skip
+
+
+def check_type(name: str, tensor: Tensor, leader: str, device: torch.device) -> None:
+    """Refuse what is not floating, or lies elsewhere than the argument called `leader`."""
+    if not tensor.is_floating_point():
+        raise InputError(
+            f"{name} holds {tensor.dtype}, not floating numbers", code="wrong_type",
+            place=name, remedy="Convert it to float32 first.",
+        )  # fmt: skip
+    if tensor.device != device:
+        raise InputError(
+            f"{name} is on {tensor.device}, {leader} on {device}", code="wrong_device",
+            place=name, remedy="Move all tensors to one device.",
+        )  # fmt: skip

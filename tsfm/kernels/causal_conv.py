@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tsfm.errors import InputError
 from tsfm.kernels import native_conv, native_library
-from tsfm.kernels.argument_checks import check_borders, wrong_shape
+from tsfm.kernels.argument_checks import check_borders, check_type, wrong_shape
 from tsfm.kernels.backends import choose_backend
 
 ACTIVATIONS = (None, "silu")
@@ -178,16 +178,7 @@ def _check(
     ):  # fmt: skip
         if tensor is None:
             continue
-        if not tensor.is_floating_point():
-            raise InputError(
-                f"{name} holds {tensor.dtype}, not floating numbers", code="wrong_type",
-                place=name, remedy="Convert it to float32 first.",
-            )  # fmt: skip
-        if tensor.device != x.device:
-            raise InputError(
-                f"{name} is on {tensor.device}, x on {x.device}", code="wrong_device",
-                place=name, remedy="Move all tensors to one device.",
-            )  # fmt: skip
+        check_type(name, tensor, "x", x.device)
     return borders
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tsfm.errors import InputError
 from tsfm.kernels import native_library, scan_op
-from tsfm.kernels.argument_checks import check_borders, wrong_shape
+from tsfm.kernels.argument_checks import check_borders, check_type, wrong_shape
 from tsfm.kernels.backends import choose_backend
 from tsfm.kernels.scan_inputs import INPUTS, WIDE_ROWS, ScanForm, ScanInputs
 
@@ -154,16 +154,7 @@ def _check(
             continue
         if tensor.shape != shape:
             raise wrong_shape(name, tensor, str(tuple(shape)))
-        if not tensor.is_floating_point():
-            raise InputError(
-                f"{name} holds {tensor.dtype}, not floating numbers", code="wrong_type",
-                place=name, remedy="Convert it to float32 first.",
-            )  # fmt: skip
-        if tensor.device != u.device:
-            raise InputError(
-                f"{name} is on {tensor.device}, u on {u.device}", code="wrong_device",
-                place=name, remedy="Move all tensors to one device.",
-            )  # fmt: skip
+        check_type(name, tensor, "u", u.device)
     if (gap is None) != (gap_rate is None):
         absent = "gap_rate" if gap_rate is None else "gap"
         raise InputError(

@@ -23,7 +23,7 @@ from torch.autograd.graph import increment_version
 
 from tsfm.errors import InputError
 from tsfm.kernels import native_library, native_state
-from tsfm.kernels.argument_checks import wrong_shape
+from tsfm.kernels.argument_checks import check_type, wrong_shape
 from tsfm.kernels.backends import choose_backend
 from tsfm.kernels.input_weights import weigh
 from tsfm.kernels.scan_inputs import INPUTS
@@ -249,21 +249,8 @@ def _check(state: Tensor, values: tuple[Tensor | None, ...], kind: str) -> bool:
     if not plain:
         for name, tensor in zip(("state", *_NAMES), (state, *values), strict=True):
             if tensor is not None:
-                _check_type(name, tensor, u)
+                check_type(name, tensor, "u", u.device)
     return plain
-
-
-def _check_type(name: str, tensor: Tensor, u: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise InputError(
-            f"{name} holds {tensor.dtype}, not floating numbers", code="wrong_type",
-            place=name, remedy="Convert it to float32 first.",
-        )  # fmt: skip
-    if tensor.device != u.device:
-        raise InputError(
-            f"{name} is on {tensor.device}, u on {u.device}", code="wrong_device",
-            place=name, remedy="Move all tensors to one device.",
-        )  # fmt: skip
 
 
 def _no_gradient(name: str) -> InputError:
