@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import tsfm
 from tsfm import __version__
 from tsfm.errors import InputError, IntegrityError, ModelMismatch
 from tsfm.models.mamba import MambaConfig
@@ -34,7 +36,8 @@ from tsfm.tokens.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
 MODEL_TYPES = {MODEL_TYPE: TimelineModel}
-_MOST_PARAMETERS = 2_000_000_000
+PRETRAINED = Path(tsfm.__file__).parent / "pretrained"
+MOST_PARAMETERS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,7 @@ def save_model(
     Raises:
         InputError: The folder is not empty, or is a file.
     """
-    folder = Path(path)
-    refuse_existing(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    calibration = calibration or {}
     config = {
         "format_version": FORMAT_VERSION,
         "tsfm_version": __version__,
@@ -104,18 +103,37 @@ def save_model(
         "model": asdict(model.config),
         "facts": dict(facts),
     }
-    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(model.state_dict(), temporary / "model.safetensors")
-    vocabulary.save(temporary / VOCABULARY_DIR)
-    scale.save(temporary / VOCABULARY_DIR)
-    calibration = calibration or {}
-    (temporary / "calibration.json").write_text(json.dumps(calibration, indent=2) + "\n")
-    card = render_model_card(model, facts=facts, calibration=calibration)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    digests = _digests(temporary)
-    (temporary / "manifest.json").write_text(json.dumps(digests, indent=2) + "\n")
-    os.replace(temporary, folder)
-    return _sha256(folder / "manifest.json")
+    with writing_directory(path) as temporary:
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(model.state_dict(), temporary / "model.safetensors")
+        vocabulary.save(temporary / VOCABULARY_DIR)
+        scale.save(temporary / VOCABULARY_DIR)
+        (temporary / "calibration.json").write_text(json.dumps(calibration, indent=2) + "\n")
+        card = render_model_card(model, facts=facts, calibration=calibration)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return _sha256(Path(path) / "manifest.json")
+
+
+@contextmanager
+def writing_directory(path: str | Path) -> Iterator[Path]:
+    """Folder to write a model into; with its manifest it takes its final name at the end.
+
+    Raises:
+        InputError: The final folder is not empty, or is a file.
+    """
+    folder = Path(path)
+    refuse_existing(folder)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        digests = _digests(temporary)
+        (temporary / "manifest.json").write_text(json.dumps(digests, indent=2) + "\n")
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def refuse_existing(path: str | Path) -> None:
@@ -142,27 +160,8 @@ def load_model(path: str | Path) -> ModelDirectory:
         IntegrityError: A file differs from what was written.
         ModelMismatch: Configuration, vocabulary and weights do not belong together.
     """
-    folder = Path(path)
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "no model directory",
-            code="missing_model",
-            place=str(folder),
-            remedy="Give a folder written by `tsfm pretrain` or `tsfm finetune`.",
-        ) from error
-    found = _digests(folder)
-    changed = sorted(
-        name for name in set(manifest) | set(found) if manifest.get(name) != found.get(name)
-    )
-    if changed:
-        raise IntegrityError(
-            f"{len(changed)} files differ from the manifest, first {changed[0]}",
-            code="model_changed",
-            place=str(folder),
-            remedy="Restore the model directory as it was written.",
-        )
+    folder = find_model(path)
+    digest = verify_directory(folder)
     config = json.loads((folder / "config.json").read_text())
     vocabulary, scale = load_vocabulary(folder / VOCABULARY_DIR)
     if config.get("model_type") not in MODEL_TYPES or config.get("format_version") != 1:
@@ -195,8 +194,56 @@ def load_model(path: str | Path) -> ModelDirectory:
         scale=scale,
         calibration=calibration,
         facts=config.get("facts", {}),
-        hash=_sha256(folder / "manifest.json"),
+        hash=digest,
     )
+
+
+def find_model(path_or_name: str | Path) -> Path:
+    """Folder of a model: a path, or the name of one that comes with the package.
+
+    Raises:
+        InputError: There is no such folder.
+    """
+    folder = Path(path_or_name)
+    named = PRETRAINED / str(path_or_name)
+    if not folder.exists() and str(path_or_name) == named.name and named.is_dir():
+        return named
+    if folder.is_dir():
+        return folder
+    names = sorted(p.name for p in PRETRAINED.glob("*") if p.is_dir())
+    known = f", or one of {', '.join(names)}" if names else ""
+    raise InputError(
+        "no model directory", code="missing_model", place=str(path_or_name),
+        remedy=f"Give a folder written by tsfm{known}.",
+    )  # fmt: skip
+
+
+def verify_directory(folder: Path) -> str:
+    """Check every file of a model directory against its manifest, and give the manifest's hash.
+
+    Raises:
+        InputError: There is no manifest.
+        IntegrityError: A file differs from what was written.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        named = set(manifest.items())
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(
+            "no model directory",
+            code="missing_model",
+            place=str(folder),
+            remedy="Give a folder written by `tsfm pretrain` or `tsfm finetune`.",
+        ) from error
+    changed = sorted(name for name, _ in named ^ set(_digests(folder).items()))
+    if changed:
+        raise IntegrityError(
+            f"{len(set(changed))} files differ from the manifest, first {changed[0]}",
+            code="model_changed",
+            place=str(folder),
+            remedy="Restore the model directory as it was written.",
+        )
+    return _sha256(folder / "manifest.json")
 
 
 def read_config(stored: Mapping[str, Any], *, place: str = "") -> TimelineConfig:
@@ -206,13 +253,13 @@ def read_config(stored: Mapping[str, Any], *, place: str = "") -> TimelineConfig
         ModelMismatch: Unknown keys, wrong types, or a model too large to be meant.
     """
     try:
-        _check_keys(stored, TimelineConfig, place)
-        _check_keys(stored["backbone"], MambaConfig, place)
+        check_keys(stored, TimelineConfig, place)
+        check_keys(stored["backbone"], MambaConfig, place)
         backbone = MambaConfig(**stored["backbone"])
         rest = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         config = TimelineConfig(**{**rest, "backbone": backbone})
         size = config.n_codes * backbone.d_model * 4 + backbone.n_layers * 8 * backbone.d_model**2
-        sane = 0 < size < _MOST_PARAMETERS and backbone.n_layers > 0 and backbone.d_state > 0
+        sane = 0 < size < MOST_PARAMETERS and backbone.n_layers > 0 and backbone.d_state > 0
     except (KeyError, TypeError) as error:
         raise ModelMismatch(
             "the configuration is incomplete or of wrong types", code="bad_model_config",
@@ -254,7 +301,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _check_keys(stored: Mapping[str, Any], kind: type, place: str) -> None:
+def check_keys(stored: Mapping[str, Any], kind: type, place: str) -> None:
+    """Check that every key is a field of the class.
+
+    Raises:
+        ModelMismatch: One is not.
+    """
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(stored) - known)
     if unknown:

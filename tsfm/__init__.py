@@ -23,7 +23,8 @@ _PUBLIC: dict[str, str] = {
     "finetune": "tsfm.training.finetune",
     "run_scoring": "tsfm.scoring.score_run",
     "evaluate_run": "tsfm.reports.run_evaluation",
-    "load": "tsfm.scoring.trained_model",
+    "Forecaster": "tsfm.forecasting.forecaster",
+    "load": "tsfm.loading",
 }
 
 __all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,4 +1,4 @@
-"""A model in a researcher's hands: `tsfm.load(dir)`, then `.score(events, task)`.
+"""A timeline model in a researcher's hands: `tsfm.load(dir)`, then `.score(events, task)`.
 
 Events may be the root of an event table, or a data frame of polars, pandas or pyarrow with the
 columns of `schema.EVENTS`; what comes back is of the same kind (polars for a path). It is the same
@@ -15,7 +15,7 @@ import polars as pl
 
 from tsfm import event_table, schema
 from tsfm.errors import InputError
-from tsfm.models.checkpoint import ModelDirectory, load_model
+from tsfm.models.checkpoint import ModelDirectory
 from tsfm.scoring.batch_score import ScoredCohort, score_events
 from tsfm.tasks.cohorts import Followup
 
@@ -73,17 +73,6 @@ class TrainedModel:
 
     def _repr_html_(self) -> str:
         return self.directory._repr_html_()
-
-
-def load(path: str | Path) -> TrainedModel:
-    """Load a model directory; runs no code that the files name.
-
-    Raises:
-        InputError: There is no model.
-        IntegrityError: A file differs from what was written.
-        ModelMismatch: Its parts do not belong together.
-    """
-    return TrainedModel(load_model(path))
 
 
 def _read_frame(events: Any) -> tuple[pl.DataFrame, Any]:

@@ -1,0 +1,326 @@
+"""Forecasts on PhysioNet 2012: our forecaster against gradient boosting, on the same stays.
+
+    python benchmarks/p12_forecast.py --data DIR [DIR ...] --protocol A --seeds 1 2 3 4 5
+    python benchmarks/p12_forecast.py --quick               made-up stays, to see that it runs
+
+`--data` folders hold `observations-*.parquet`; all their stays are split as the protocol says.
+`--test DIR` takes other stays as the test part. `--tables` adds the parts left out one by one.
+
+Two settings that are never mixed. In the first every query is answered by itself. In the second,
+`query_pattern`, a model sees the whole list of what will be asked: published graph models do, and
+when a nurse will measure tells how ill a patient is. The last line is one JSON object; its plain
+keys are of the first setting, means over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import machine
+from p12_data import TEST, VAL, Protocol, read_protocol, targets_of
+from p12_episodes import EpisodeConfig, Stays
+from p12_peers import (
+    boosting,
+    conformal_quantiles,
+    half_last_half_mean,
+    last_value,
+    patient_mean,
+    train_mean,
+)
+from p12_scores import distribution_scores, paired_bootstrap, per_variable, scores
+from p12_stays import write_stays
+from p12_training import (
+    Members,
+    PartForecast,
+    forecast_members,
+    forecast_part,
+    model_config,
+    share_of_median,
+)
+
+from tsfm.forecasting.conformal import SplitConformal, fit_split_conformal
+from tsfm.models.quantile_head import LEVELS
+from tsfm.training.forecast import ForecastTrainConfig
+
+DEFAULT = Path(os.environ.get("TSFM_DATA", "../shared/data")) / "physionet2012"
+STEPS = {"A": 2000, "B": 1500}
+LEAD_EDGES_HOURS = {"A": (6.0, 12.0, 18.0), "B": (1.5,)}
+WITHOUT: dict[str, dict[str, Any]] = {
+    "without CT-RoPE": {"rotary": False},
+    "without experts": {"experts": 0},
+    "without flow": {"flow": "none"},
+    "ODE for the closed flow": {"flow": "ode"},
+    "without other variables": {"n_variable_layers": 0},
+    "attention for Mamba": {"reader": "attention"},
+}
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """What one seed came to.
+
+    Attributes:
+        point: (n,) point forecasts of the test targets.
+        quantiles: (n, n_levels) of them, after conformal calibration on val.
+        told: Scores.
+        seconds: Of training.
+    """
+
+    point: np.ndarray
+    quantiles: np.ndarray
+    told: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all trainings of a call share.
+
+    Attributes:
+        protocol: The data.
+        stays: The same as episodes.
+        members: How members train.
+        n_members: Members a seed.
+        folder: For checkpoints.
+    """
+
+    protocol: Protocol
+    stays: Stays
+    members: Members
+    n_members: int
+    folder: Path
+
+    def seed(self, seed: int, name: str = "forecaster", **parts: Any) -> SeedResult:
+        """Train one seed and score it on test."""
+        members = replace(self.members, config=model_config(self.protocol, **parts))
+        folder = self.folder / f"{name.replace(' ', '-')}-{self.protocol.name}-{seed}"
+        seeds = [100 * seed + member for member in range(self.n_members)]
+        fitted = members.fit(seeds, folder)
+        models, seconds = [model for model, _ in fitted], [took for _, took in fitted]
+        on_val = forecast_members(models, self.stays, VAL)
+        found = forecast_members(models, self.stays, TEST)
+        told = score_part(
+            self.protocol, found, share_of_median(self.protocol, on_val),
+            fit_calibration(self.protocol, on_val), max(seconds),
+        )  # fmt: skip
+        truth = targets_of(self.protocol, TEST)
+        alone = [scores(self.protocol, truth, forecast_part(m, self.stays, TEST).mean)
+                 for m in models]  # fmt: skip
+        told.told["members_alone"] = alone
+        return told
+
+
+def fit_calibration(protocol: Protocol, found: PartForecast) -> SplitConformal:
+    """Conformal shifts by variable and lead time from the val stays."""
+    truth = targets_of(protocol, VAL)
+    return fit_split_conformal(
+        np.array(protocol.variables)[truth.variable], truth.hours - protocol.cut_hours,
+        LEVELS, found.quantiles, truth.value, groups=truth.stay,
+        lead_edges_hours=LEAD_EDGES_HOURS[protocol.name],
+    )  # fmt: skip
+
+
+def score_part(
+    protocol: Protocol, found: PartForecast, share: float, calibration: SplitConformal,
+    seconds: float,
+) -> SeedResult:  # fmt: skip
+    """Scores of a forecast of the test part."""
+    truth = targets_of(protocol, TEST)
+    quantiles = calibration.apply(
+        np.array(protocol.variables)[truth.variable], truth.hours - protocol.cut_hours,
+        LEVELS, found.quantiles,
+    )  # fmt: skip
+    point = found.point(share)
+    told: dict[str, Any] = scores(protocol, truth, point)
+    told |= distribution_scores(protocol, truth, np.array(LEVELS), quantiles)
+    told["share_of_median"] = share
+    told["mean_only"] = scores(protocol, truth, found.mean)
+    raw = distribution_scores(protocol, truth, np.array(LEVELS), found.quantiles)
+    told["raw"] = {name: raw[name] for name in ("crps", "coverage_80", "coverage_95")}
+    return SeedResult(point, quantiles, told, seconds)
+
+
+def steps_of(n_steps: int) -> ForecastTrainConfig:
+    """How to train for so many steps."""
+    return ForecastTrainConfig(n_steps=n_steps, validate_every=max(1, min(250, n_steps // 4)))
+
+
+def of_test(protocol: Protocol, both: np.ndarray) -> np.ndarray:
+    """The test rows of a peer's forecast of val and test."""
+    return both[np.isin(protocol.part[targets_of(protocol, VAL, TEST).stay], (TEST,))]
+
+
+def peer_scores(protocol: Protocol, both: np.ndarray) -> dict[str, float]:
+    """Scores of a peer, with quantiles from its own val residuals."""
+    truth = targets_of(protocol, TEST)
+    levels = np.array(LEVELS)
+    spread = of_test(protocol, conformal_quantiles(protocol, both, levels))
+    told = distribution_scores(protocol, truth, levels, spread)
+    kept = {name: told[name] for name in ("crps", "coverage_80", "coverage_95")}
+    return {**scores(protocol, truth, of_test(protocol, both)), **kept}
+
+
+def plain(told: dict[str, Any]) -> dict[str, float]:
+    """The scalar scores."""
+    return {name: value for name, value in told.items() if isinstance(value, float)}
+
+
+def summary(results: list[SeedResult]) -> dict[str, Any]:
+    """Mean and spread over seeds of every scalar."""
+    found: dict[str, Any] = {}
+    for name in plain(results[0].told):
+        values = [result.told[name] for result in results]
+        found[name] = float(np.mean(values))
+        if len(values) > 1:
+            found[f"{name}_sd"] = float(np.std(values, ddof=1))
+    return found
+
+
+def row(name: str, told: dict[str, Any], protocol: Protocol) -> str:
+    """One line of the table."""
+    names = ("macro_mse", "macro_mae", "common_mse") if protocol.name == "A" else ("mse", "mae")
+    units = {"macro_mse": 1e3, "common_mse": 1e3, "macro_mae": 1e2}
+    cells = [f"{told[n] * units.get(n, 1):9.4f}" for n in names]
+    cells += [f"{told[n]:9.4f}" if n in told else " " * 9
+              for n in ("crps", "coverage_80", "coverage_95")]  # fmt: skip
+    return f"{name:<34}" + "".join(cells)
+
+
+def show_variables(protocol: Protocol, ours: np.ndarray, trees: np.ndarray) -> None:
+    """Errors by variable beside boosting's, largest first."""
+    truth = targets_of(protocol, TEST)
+    theirs = {r["variable"]: r for r in per_variable(protocol, truth, trees)}
+    print(f"\n{'variable':<14}{'points':>8}{'ours mse':>12}{'boosting':>12}{'ratio':>8}")
+    for r in per_variable(protocol, truth, ours):
+        other = theirs[r["variable"]]["mse"]
+        ratio = r["mse"] / other if other > 1e-12 else 1.0
+        print(f"{r['variable']:<14}{r['n']:>8}{r['mse']:>12.6f}{other:>12.6f}{ratio:>8.3f}")
+
+
+def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train, forecast, compare."""
+    protocol = read_protocol(chosen.data, chosen.protocol, chosen.test)
+    truth = targets_of(protocol, TEST)
+    stays = Stays(protocol, EpisodeConfig())
+    steps = chosen.steps or STEPS[protocol.name]
+    members = Members(
+        chosen.data, chosen.test, protocol.name, stays.config, model_config(protocol),
+        steps_of(steps), chosen.threads,
+    )  # fmt: skip
+    work = Run(protocol, stays, members, chosen.members, folder)
+    names = "macro mse  macro mae common mse" if protocol.name == "A" else "mse      mae"
+    print(f"{machine()}\nprotocol {protocol.name}: {len(protocol.record_ids)} stays, "
+          f"{len(truth)} test targets\n{'':<38}{names}     crps      80 %      95 %")  # fmt: skip
+    for name, peer in (("train mean", train_mean), ("last value", last_value),
+                       ("patient mean", patient_mean),
+                       ("half last, half patient mean", half_last_half_mean)):  # fmt: skip
+        print(row(name, peer_scores(protocol, peer(protocol)), protocol), flush=True)
+    trees = boosting(protocol, threads=chosen.threads)
+    gbm = peer_scores(protocol, trees)
+    print(row("LightGBM a variable", gbm, protocol), flush=True)
+    results = []
+    for seed in chosen.seeds:
+        results.append(work.seed(seed))
+        print(row(f"forecaster, seed {seed}", results[-1].told, protocol), flush=True)
+    told = summary(results)
+    mean_point = np.mean([result.point for result in results], axis=0)
+    if len(results) > 1:
+        print(row("forecaster, mean over seeds", told, protocol))
+        print(row("all seeds averaged", scores(protocol, truth, mean_point), protocol))
+    delta = paired_bootstrap(protocol, truth, results[0].point, of_test(protocol, trees))
+    told |= {
+        "protocol": protocol.name, "n_test": len(truth), "gbm": gbm,
+        "delta_ci": {name: list(found) for name, found in delta.items()},
+        "seconds_per_seed": float(np.mean([result.seconds for result in results])),
+        "seeds": list(chosen.seeds), "n_stays": len(protocol.record_ids),
+        "seeds_averaged": scores(protocol, truth, mean_point),
+    }  # fmt: skip
+    show_variables(protocol, results[0].point, of_test(protocol, trees))
+    print("\ncoverage by hours ahead (80 %, 95 %), seed", chosen.seeds[0])
+    first = results[0].told
+    for hours, share in first["coverage_80_by_horizon"].items():
+        print(f"  {hours:<10}{share:.3f}   {first['coverage_95_by_horizon'][hours]:.3f}")
+    told["coverage_by_horizon"] = [first["coverage_80_by_horizon"],
+                                   first["coverage_95_by_horizon"]]  # fmt: skip
+    if chosen.query_pattern:
+        told["query_pattern"] = query_pattern(work, chosen)
+    if chosen.tables:
+        print(f"\nparts left out, {chosen.ablation_steps} steps each, seed {chosen.seeds[0]}")
+        short = replace(
+            work, members=replace(members, train=steps_of(chosen.ablation_steps)), n_members=1
+        )
+        told["parts"] = {}
+        for name, parts in {"all parts": {}, **WITHOUT}.items():
+            found = plain(short.seed(chosen.seeds[0], f"short {name}", **parts).told)
+            told["parts"][name] = found
+            print(row(name, found, protocol), flush=True)
+    return told
+
+
+def query_pattern(work: Run, chosen: argparse.Namespace) -> dict[str, Any]:
+    """The setting in which the list of queries is seen, for both."""
+    protocol = work.protocol
+    truth = targets_of(protocol, TEST)
+    trees = boosting(protocol, "query_pattern", threads=chosen.threads)
+    gbm = peer_scores(protocol, trees)
+    print("\nthe whole list of queries is seen")
+    print(row("LightGBM a variable", gbm, protocol), flush=True)
+    results = []
+    for seed in chosen.query_pattern:
+        results.append(work.seed(seed, "query pattern", sees_queries=True))
+        print(row(f"forecaster, seed {seed}", results[-1].told, protocol), flush=True)
+    delta = paired_bootstrap(protocol, truth, results[0].point, of_test(protocol, trees))
+    return {
+        **summary(results), "gbm": gbm, "seeds": list(chosen.query_pattern),
+        "delta_ci": {name: list(found) for name, found in delta.items()},
+    }  # fmt: skip
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, nargs="+", default=[DEFAULT], help="folders of observations")
+    add("--test", type=Path, nargs="+", default=[], help="folders of other stays to test on")
+    add("--protocol", choices=("A", "B"), default="A")
+    add("--seeds", type=int, nargs="+", default=[1])
+    add("--query-pattern", type=int, nargs="*", default=[], metavar="SEED",
+        help="seeds of the second setting")  # fmt: skip
+    add("--members", type=int, default=2, help="networks a seed (default: %(default)s)")
+    add("--steps", type=int, help="training steps (default: 2,000 for A, 1,500 for B)")
+    add("--ablation-steps", type=int, default=1500)
+    add("--tables", action="store_true", help="also train with each part left out")
+    add("--threads", type=int, default=2)
+    add("--out", type=Path, help="folder for checkpoints (default: a temporary one)")
+    add("--quick", action="store_true", help="made-up stays and a few steps")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run and print."""
+    chosen = parse(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING)
+    torch.set_num_threads(chosen.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = chosen.out or Path(temporary)
+        if chosen.quick:
+            write_stays(Path(temporary) / "stays", n_stays=240, seed=0)
+            chosen.data, chosen.steps, chosen.ablation_steps = [Path(temporary) / "stays"], 6, 4
+            chosen.query_pattern, chosen.tables = chosen.query_pattern or [1], True
+        print(json.dumps(run(chosen, folder)))
+
+
+if __name__ == "__main__":
+    main()

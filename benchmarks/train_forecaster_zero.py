@@ -1,0 +1,110 @@
+"""Train `forecaster-zero`: `python benchmarks/train_forecaster_zero.py --out DIR [--data DIR]`.
+
+Validation is on series of the prior that training does not draw (another seed), never on the sets
+of `zero_shot.py`. A run that was stopped goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from tsfm.forecasting.zero_episodes import ZeroEpisodes
+from tsfm.models.forecaster import ForecasterConfig, ForecasterModel
+from tsfm.training.forecast import (
+    ForecastTrainConfig,
+    ForecastTrainResult,
+    forecast_loss,
+    train_forecaster,
+)
+from tsfm.training.loop import fingerprint
+
+ZERO = ForecasterConfig(
+    n_variables=1, d_model=64, n_heads=4, n_reader_layers=2, n_variable_layers=0,
+    n_query_layers=3, query_reads_points=True, query_experts=4, experts=0, clock="context",
+    scale="context", calendar=True, rotary_periods_s=(2.05, 2000.0), fastest=0.5, slowest=500.0,
+    dropout=0.0,
+)  # fmt: skip
+VALIDATION_SEED, VALIDATION_STEPS = 990_001, 12
+
+
+def train(
+    config: ForecasterConfig, train: ForecastTrainConfig, episodes: ZeroEpisodes, folder: Path
+) -> tuple[ForecasterModel, ForecastTrainResult]:
+    """Train one model on the prior.
+
+    Args:
+        config: Its form.
+        train: How.
+        episodes: What on.
+        folder: For the checkpoint.
+    """
+    torch.manual_seed(train.seed)
+    model = ForecasterModel(config)
+    held_out = ZeroEpisodes(VALIDATION_SEED, episodes.n_series, reuse=1)
+    kept = [held_out.episode(step) for step in range(VALIDATION_STEPS)]
+
+    def validate(model: ForecasterModel) -> tuple[float, dict[str, float]]:
+        parts = [forecast_loss(model, episode, train)[1] for episode in kept]
+        told = {name: sum(p[name] for p in parts) / len(parts) for name in parts[0]}
+        return told["crps"], told
+
+    told = {**asdict(episodes), "real": [len(values) for _, values in episodes.real]}
+    folder.mkdir(parents=True, exist_ok=True)
+    result = train_forecaster(
+        model, episodes.episode, validate, train, folder=folder,
+        fingerprint=fingerprint(asdict(config), asdict(train), told),
+    )  # fmt: skip
+    (folder / "history.json").write_text(json.dumps(result.history, indent=1) + "\n")
+    return model, result
+
+
+def main() -> None:
+    """Train and write the weights."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--steps", type=int, default=12_000, help="episodes (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("TSFM_DATA", "../shared/data")),
+        help="open series to mix in; a folder without them: the prior alone",
+    )  # fmt: skip
+    chosen = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(chosen.threads)
+    real = open_series(chosen.data)
+    how = ForecastTrainConfig(
+        n_steps=chosen.steps, lr=2e-3, average_decay=0.999, validate_every=500, square=0.2,
+        bound=3.0, weight_decay=0.02,
+    )  # fmt: skip
+    episodes = ZeroEpisodes(1, real=real, real_share=0.06 if real else 0.0)
+    _, result = train(ZERO, how, episodes, chosen.out)
+    print(json.dumps({"crps": result.best_score, "step": result.best_step,
+                      "seconds": round(result.seconds), "real_series": len(real)}))  # fmt: skip
+
+
+def open_series(folder: Path) -> list[tuple]:
+    """The parts of the open series that lie before every window that is evaluated."""
+    from zero_shot_data import training_series
+
+    try:
+        series = training_series(folder)
+    except OSError:
+        return []
+    found = []
+    for group in series.values():
+        for one in group:
+            there = torch.from_numpy(one.values).isfinite().numpy()
+            if there.sum() >= 100:
+                found.append((one.seconds[there], one.values[there]))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Forecasts of single variables and what their quantiles promise."""
