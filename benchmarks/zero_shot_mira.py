@@ -38,7 +38,8 @@ def joined(episode: Episode) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     context = episode.context.scaled_by_itself()
     past, ahead = context.cu_points, episode.queries.cu_queries
     asked = episode.queries.series()
-    assert context.location is not None and context.spread is not None
+    assert context.location is not None
+            assert context.spread is not None
     future = ((episode.truth.double() - context.location[asked]) / context.spread[asked]).float()
     series = torch.cat([context.series_of_point(), asked])
     order = series.argsort(stable=True)
@@ -90,7 +91,8 @@ def load_mira(folder: Path) -> Callable[[list[Window]], tuple[np.ndarray, np.nda
         for at in range(0, len(windows), 64):
             context, queries = packed(windows[at : at + 64])
             context = context.scaled_by_itself()
-            assert context.location is not None and context.spread is not None
+            assert context.location is not None
+            assert context.spread is not None
             z = model.forecast(
                 context.values, context.seconds, context.cu_points, queries.seconds,
                 queries.cu_queries,

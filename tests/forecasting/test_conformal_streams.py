@@ -83,6 +83,7 @@ def test_streams_of_variables_and_lead_bins_are_apart_and_start_at_the_split() -
     moved = start
     for y in (50.0, 60.0, 70.0):
         moved = moved.update("y", 12.0, SHAPE, y)
+    assert moved.apply([], [], LEVELS, quantiles[:0]).shape == (0, 5)
     changed = (moved.apply(variable, lead, LEVELS, quantiles) != before).any(1)
     assert changed.tolist() == [False, False, False, True, False, False]
     assert (start.shifts, start.n_updates, moved.n_updates) == ({}, 0, 3)

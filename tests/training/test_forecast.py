@@ -56,7 +56,7 @@ def draw(step: int) -> Episode:
 def validate(model: ForecasterModel) -> tuple[float, dict[str, float]]:
     assert not model.training
     loss, parts = forecast_loss(model, draw(10_000), CONFIG)
-    return float(loss), parts
+    return float(loss.detach()), parts
 
 
 def train(

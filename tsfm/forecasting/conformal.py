@@ -310,7 +310,8 @@ class AdaptiveConformal:
         n_bins = len(self.split.lead_edges_hours) + 1
         names = rows.names
         table = np.array([[self._stream_shift((n, b)) for b in range(n_bins)] for n in names])
-        own = table.reshape(len(names), n_bins, -1)[rows.name, rows.lead_bin]
+        table = table.reshape(len(names), n_bins, len(self.split.levels))
+        own = table[rows.name, rows.lead_bin]
         return self.split._shift(rows) + own * self.split._spread(rows)[:, None]
 
     def _stream_shift(self, key: tuple[str, int]) -> NDArray[np.float64]:

@@ -77,8 +77,8 @@ def plot_forecast(
         ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     handles, names = ax.get_legend_handles_labels()
     ax.legend(
-        handles[::-1], names[::-1], loc="upper left", frameon=True, framealpha=0.8,
-        edgecolor="none", fontsize=8.5, ncols=2,
+        handles[::-1], names[::-1], loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False,
+        fontsize=8.5, ncols=len(names), borderaxespad=0.2,
     )  # fmt: skip
     return ax
 
