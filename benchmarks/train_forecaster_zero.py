@@ -17,10 +17,11 @@ import torch
 
 from tsfm.forecasting.zero_episodes import ZeroEpisodes
 from tsfm.models.forecaster import ForecasterConfig, ForecasterModel
+from tsfm.models.quantile_head import pinball
 from tsfm.training.forecast import (
+    Episode,
     ForecastTrainConfig,
     ForecastTrainResult,
-    forecast_loss,
     train_forecaster,
 )
 from tsfm.training.loop import fingerprint
@@ -31,7 +32,9 @@ ZERO = ForecasterConfig(
     scale="context", calendar=True, rotary_periods_s=(2.05, 2000.0), fastest=0.5, slowest=500.0,
     dropout=0.0,
 )  # fmt: skip
-VALIDATION_SEED, VALIDATION_STEPS = 990_001, 12
+VALIDATION_SEED, VALIDATION_STEPS = 990_001, 24
+# A few series that leave their past by a hundred spreads must not choose the weights alone.
+BOUND = 3.0
 
 
 def train(
@@ -51,9 +54,10 @@ def train(
     kept = [held_out.episode(step) for step in range(VALIDATION_STEPS)]
 
     def validate(model: ForecasterModel) -> tuple[float, dict[str, float]]:
-        parts = [forecast_loss(model, episode, train)[1] for episode in kept]
-        told = {name: sum(p[name] for p in parts) / len(parts) for name in parts[0]}
-        return told["crps"], told
+        each = [query_crps(model, episode) for episode in kept]
+        raw = torch.cat(each)
+        told = {"crps": float(raw.mean()), "bounded": float(raw.clamp(max=BOUND).mean())}
+        return told["bounded"], told
 
     told = {**asdict(episodes), "real": [len(values) for _, values in episodes.real]}
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,11 +69,17 @@ def train(
     return model, result
 
 
+def query_crps(model: ForecasterModel, episode: Episode) -> torch.Tensor:
+    """CRPS of each query of an episode, in units of its series' spread."""
+    forecast = model(episode.context, episode.queries)
+    return pinball(forecast.quantiles, forecast.standardise(episode.truth))
+
+
 def main() -> None:
     """Train and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=12_000, help="episodes (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5_000, help="episodes (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument(
         "--data", type=Path, default=Path(os.environ.get("TSFM_DATA", "../shared/data")),
@@ -85,7 +95,7 @@ def main() -> None:
     )  # fmt: skip
     episodes = ZeroEpisodes(1, real=real, real_share=0.06 if real else 0.0)
     _, result = train(ZERO, how, episodes, chosen.out)
-    print(json.dumps({"crps": result.best_score, "step": result.best_step,
+    print(json.dumps({"bounded_crps": result.best_score, "step": result.best_step,
                       "seconds": round(result.seconds), "real_series": len(real)}))  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def joined(episode: Episode) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     past, ahead = context.cu_points, episode.queries.cu_queries
     asked = episode.queries.series()
     assert context.location is not None
-            assert context.spread is not None
+    assert context.spread is not None
     future = ((episode.truth.double() - context.location[asked]) / context.spread[asked]).float()
     series = torch.cat([context.series_of_point(), asked])
     order = series.argsort(stable=True)

@@ -201,10 +201,10 @@ class StateFlow(nn.Module):
 
 
 def _attend_present(
-    attention: CrossAttention, x: Tensor, x_seconds: Tensor, points: Tensor, seconds: Tensor,
+    attention: nn.Module, x: Tensor, x_seconds: Tensor, points: Tensor, seconds: Tensor,
     cu_x: Tensor, cu_points: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Cross-attention where a group without points sees nothing."""
+    """Cross-attention, or what a stream puts in its place; a group without points sees nothing."""
     there = cu_points.diff() > 0
     if bool(there.all()):
         return attention(x, x_seconds, points, seconds, cu_x, cu_points)

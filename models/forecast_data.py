@@ -17,6 +17,8 @@ from tsfm.errors import InputError
 from tsfm.models.experts import N_RATE_FEATURES, rate_features
 from tsfm.models.series_scale import fit_series_scale
 
+# A slip of the keyboard (1e25 for a heart rate) must not become an overflow in float32.
+LARGEST_STANDARDISED = 1e4
 _DEFAULT_CLOCK_SECONDS = 3600.0  # of an entity whose points tell no step
 
 
@@ -163,7 +165,7 @@ class ForecastContext:
         return rates
 
     def scaled_by(self, location: Tensor, spread: Tensor) -> ForecastContext:
-        """With standardised values.
+        """With standardised values, none further out than `LARGEST_STANDARDISED`.
 
         Args:
             location: Of each series, float64.
@@ -171,6 +173,7 @@ class ForecastContext:
         """
         series = self._series
         z = (self.values.double() - location[series]) / spread[series]
+        z = z.clamp(-LARGEST_STANDARDISED, LARGEST_STANDARDISED)
         return replace(self, values=z.float(), location=location, spread=spread)
 
     def scaled_by_itself(self) -> ForecastContext:

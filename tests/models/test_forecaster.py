@@ -82,7 +82,7 @@ def drawn(seed: int, n: int, span: float = 40 * HOUR) -> list[tuple[float, float
 def entities(empty: bool = True) -> list[list[Points]]:
     """Two patients of three variables, one of which was never measured in either."""
     n = 0 if empty else 6
-    first = [drawn(0, 9), drawn(1, n), drawn(2, 12)]
+    first: list[Points] = [drawn(0, 9), drawn(1, n), drawn(2, 12)]
     return [first, [drawn(3, n), drawn(4, 7), drawn(5, max(1, n))]]
 
 

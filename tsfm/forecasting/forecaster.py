@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,11 @@ from tsfm.forecasting.fine_tuning import (
     untrained_model,
 )
 from tsfm.forecasting.forecast_plot import plot_forecast, rows_of_series
+from tsfm.forecasting.forecaster_html import forecaster_html
 from tsfm.forecasting.frame_answers import answer_frame, answer_questions, embed_frame
 from tsfm.forecasting.frame_questions import ask, ask_frame
 from tsfm.forecasting.frames import Layout, PredictReport, read_frame, read_history
+from tsfm.forecasting.live import LiveForecaster
 from tsfm.forecasting.quantile_levels import check_quantile_levels
 from tsfm.forecasting.series_arrays import frames_of_arrays
 from tsfm.models.forecaster import ForecasterConfig, ForecasterModel
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_MOST_SHOWN = 20
 
 
 class Forecaster:
@@ -347,6 +347,23 @@ class Forecaster:
             facts=self.facts,
         )  # fmt: skip
 
+    def live(
+        self, *, adaptive: float | None = None, time_unit: str | None = None
+    ) -> LiveForecaster:
+        """This forecaster for points that arrive one at a time; see `live`.
+
+        Args:
+            adaptive: Step of the adaptive calibration, such as 0.05; None keeps the split one.
+            time_unit: Unit of times that are numbers: ns, us, ms, s, min, h, d or w.
+
+        Raises:
+            InputError: `adaptive` without a calibration, or an unknown unit.
+        """
+        return LiveForecaster(
+            self.model, [v.name for v in self.variables], self.covariates, self.calibration,
+            adaptive=adaptive, time_unit=time_unit,
+        )  # fmt: skip
+
     def plot(
         self, df: Any, forecast: Any, *, item_id: Any, target_name: str | None = None,
         ax: Any = None, **columns: Any,
@@ -381,14 +398,7 @@ class Forecaster:
         )  # fmt: skip
 
     def _repr_html_(self) -> str:
-        shown = [f"{v.name} ({v.unit})" if v.unit else v.name for v in self.variables]
-        more = f" and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
-        rows = {
-            "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
-            "variables": ", ".join(shown[:_MOST_SHOWN]) + more or "anonymous series",
-            "covariates": ", ".join(c.name for c in self.covariates) or "none",
+        return forecaster_html(self.model, self.variables, self.covariates, {
             "calibrated": "yes" if self.calibration else "no",
             "hash": self.hash[:12] or "not saved",
-        }
-        cells = "".join(f"<tr><td>{k}</td><td>{escape(v)}</td></tr>" for k, v in rows.items())
-        return f"<b>forecaster</b><table>{cells}</table>"
+        })  # fmt: skip

@@ -57,7 +57,7 @@ class ZeroEpisodes:
             series = batch.seconds[rows], batch.values[rows]
             cuts.append(self._cut(series, int(batch.n_tail[i]), rng))
         for _ in range(n_real):
-            seconds, values = self.real[rng.integers(len(self.real))]
+            seconds, values = self.real[int(rng.integers(len(self.real)))]
             n = len(values)
             length = int(rng.integers(min(n, 80), min(n, self.most_context + 64) + 1))
             start = int(rng.integers(0, n - length + 1))
