@@ -47,13 +47,13 @@ def joined(episode: Episode) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return values, torch.cat([context.seconds, episode.queries.seconds])[order], past + ahead
 
 
-def train(out: Path, minutes: float, data: Path, threads: int) -> dict[str, float]:
+def train(out: Path, minutes: float, data: Path, threads: int, n_series: int) -> dict[str, float]:
     """Train for so many minutes and write the averaged weights."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     torch.manual_seed(0)
     real = open_series(data)
-    episodes = ZeroEpisodes(1, real=real, real_share=0.06 if real else 0.0)
+    episodes = ZeroEpisodes(1, n_series, real=real, real_share=0.06 if real else 0.0)
     model = MiraModel(MiraConfig.tiny())
     optimizer = make_optimizer(model, lr=PEAK, weight_decay=0.02)
     average = WeightAverage(model, 0.998)
@@ -113,9 +113,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--threads", type=int, default=1)
     default = Path(os.environ.get("TSFM_DATA", "../shared/data"))
-    parser.add_argument("--data", type=Path, default=default)
+    parser.add_argument("--data", type=Path, default=default, help="open series to mix in")
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     chosen = parser.parse_args()
-    print(json.dumps(train(chosen.out, chosen.minutes, chosen.data, chosen.threads)))
+    minutes = 0.02 if chosen.quick else chosen.minutes
+    n_series = 4 if chosen.quick else ZeroEpisodes(1).n_series
+    print(json.dumps(train(chosen.out, minutes, chosen.data, chosen.threads, n_series)))
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ BAND_LOOKBACK = 2 * LAGS[-1] + WINDOW - 1
 N_BAND_FEATURES = 4 * len(LAGS)
 N_RATE_FEATURES = 3 + N_BAND_FEATURES
 BALANCES = ("bias", "loss", "none")
-_RESOLUTION = 1e-4  # in the values' units: smaller moves are not told from rest
-_ONE_MOMENT_HOURS = 1e-12
-_LOG_UNIT = 5.0  # brings log hours, -14 at 250 Hz and 9 at a year, to the size of one
+RESOLUTION = 1e-4  # in the values' units: smaller moves are not told from rest
+ONE_MOMENT_HOURS = 1e-12
+LOG_UNIT = 5.0  # brings log hours, -14 at 250 Hz and 9 at a year, to the size of one
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def rate_features(
     bands = band_energy(values, gap_hours, cu_seqlens)
     follows = _place_in_sequence(cu_seqlens, len(values), values.device) > 0
     later = follows & (gap_hours > 0)
-    log_gap = gap_hours.clamp(min=_ONE_MOMENT_HOURS, max=1 / _ONE_MOMENT_HOURS).log() / _LOG_UNIT
+    log_gap = gap_hours.clamp(min=ONE_MOMENT_HOURS, max=1 / ONE_MOMENT_HOURS).log() / LOG_UNIT
     told = torch.stack([torch.where(later, log_gap, 0.0), later, follows & (gap_hours == 0)], -1)
     return torch.cat([told.to(bands), bands], -1)
 
@@ -304,17 +304,17 @@ def band_energy(
     for lag in LAGS:
         hours, both = elapsed[lag], elapsed[2 * lag]
         sloped = (position >= lag) & finite & _before(finite, lag)
-        sloped = sloped & (hours > _ONE_MOMENT_HOURS) & hours.isfinite()
+        sloped = sloped & (hours > ONE_MOMENT_HOURS) & hours.isfinite()
         safe = torch.where(sloped, hours, 1.0)
         slope = (x - _before(x, lag)) / safe
         bent = sloped & _before(sloped, lag)
         half = torch.where(bent, both / 2, 1.0)
         bend = (slope - _before(slope, lag)) / half
         for order, there, d, span in ((1, sloped, slope, safe), (2, bent, bend, half)):
-            power = d.square() + (_RESOLUTION / span**order).square()
+            power = d.square() + (RESOLUTION / span**order).square()
             mean, time = _windowed(torch.stack([power * span, span], -1), there, position)
-            rms = (mean / time.clamp(min=_ONE_MOMENT_HOURS)).clamp(1e-300, 1e300).log() / 2
-            energies.append(torch.where(time > 0, rms / (order * _LOG_UNIT), 0.0))
+            rms = (mean / time.clamp(min=ONE_MOMENT_HOURS)).clamp(1e-300, 1e300).log() / 2
+            energies.append(torch.where(time > 0, rms / (order * LOG_UNIT), 0.0))
             known.append(time > 0)
     return torch.cat([torch.stack(energies, -1), torch.stack(known, -1)], -1).to(values.dtype)
 

@@ -95,6 +95,10 @@ class ForecastContext:
         """Series of each point."""
         return self._series
 
+    def all_points(self) -> ForecastContext:
+        """The context itself; a stream's, which holds the last points, gives all of them."""
+        return self
+
     def now_of_series(self) -> Float64[Tensor, " series"]:
         """Now of each series' entity."""
         return self.now_seconds[self._entity]

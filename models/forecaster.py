@@ -47,7 +47,7 @@ CLOCKS = ("hours", "context")
 SCALES = ("variable", "context")
 CALENDAR_SECONDS = (86_400.0, 604_800.0, 31_556_952.0)
 _HOUR = 3600.0
-_CLIPPED = 8.0
+CLIPPED = 8.0
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class PointReader(nn.Module):
         step = torch.where(context.is_first(), 0.0, step)
         log_clock = (context.clock_seconds / _HOUR).log().to(z)[context.series_of_point()] / 5.0
         parts = [torch.stack(
-            [z.asinh(), z.clamp(-_CLIPPED, _CLIPPED), step.asinh(), torch.log1p(gap), log_clock],
+            [z.asinh(), z.clamp(-CLIPPED, CLIPPED), step.asinh(), torch.log1p(gap), log_clock],
             -1,
         )]  # fmt: skip
         if self.config.calendar:

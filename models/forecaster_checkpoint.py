@@ -289,6 +289,7 @@ def forecaster_card(
         if variables
         else "It forecasts series that it has never seen, each from its own past."
     )
+    columns = ', variable_column="variable"' if variables else ""
     units = [f"- {_cell(v.name)}: {_cell(v.unit) or 'unit not told'}" for v in variables]
     sizes = {
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
@@ -301,7 +302,7 @@ def forecaster_card(
         "What it forecasts": "Mean and quantiles of irregular series at any later times, each "
         f"forecast answered at once. {what}",
         "How to use it": "```python\nimport tsfm\n\nforecaster = tsfm.load(folder)\n"
-        "forecast = forecaster.predict_df(frame, prediction_length=24)\n```",
+        f"forecast = forecaster.predict_df(frame, prediction_length=24{columns})\n```",
         "Variables": "\n".join(units),
         "Model": _bullets(sizes),
         "Training": _bullets(dict(facts or {})),

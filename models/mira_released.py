@@ -67,6 +67,9 @@ class ReleasedMiraConfig:
         ode_solver_method: A method of torchdiffeq.
         ode_solver_atol: Absolute tolerance.
         ode_solver_rtol: Relative tolerance.
+
+    Raises:
+        InputError: Channels and heads do not divide, or a head has no pairs to turn.
     """
 
     hidden_size: int
@@ -85,6 +88,16 @@ class ReleasedMiraConfig:
     ode_solver_method: str = "dopri5"
     ode_solver_atol: float = 1e-6
     ode_solver_rtol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Check what would fail only at the first call."""
+        d, heads = self.hidden_size, self.num_attention_heads
+        if d % (2 * heads) or heads % (self.num_key_value_heads or heads):
+            raise InputError(
+                f"{d} channels, {heads} query heads and {self.num_key_value_heads or heads} key "
+                "heads do not divide into pairs", code="heads_do_not_divide",
+                place="ReleasedMiraConfig", remedy="Check config.json against its source.",
+            )  # fmt: skip
 
 
 class ReleasedMira(nn.Module):
@@ -127,6 +140,7 @@ class ReleasedMira(nn.Module):
         if target_times is not None and self.ode is not None:
             if target_times.shape != times.shape[:1]:
                 raise wrong_shape("target_times", target_times, f"({len(times)},)")
+            _check_finite("target_times", target_times)
             state = self._carry(self.ode, state, target_times - times[:, -1], own_intervals)
         return self.head(state).squeeze(-1)
 
@@ -263,14 +277,15 @@ def normalised_times(
         time_scale: The last of n points is at n - 1 times this.
 
     Raises:
-        InputError: A time is not finite.
+        InputError: A time is not finite, or there is none.
     """
-    t = times.to(torch.float32)
-    if not bool(t.isfinite().all()):
+    if not times.shape[1]:
         raise InputError(
-            "a time is not finite", code="not_finite", place="times",
-            remedy="Leave points without a time out.",
+            "a series has no point", code="empty_context", place="times",
+            remedy="Leave out what has no past.",
         )  # fmt: skip
+    t = times.to(torch.float32)
+    _check_finite("times", t)
     first, last = t.amin(1, keepdim=True), t.amax(1, keepdim=True)
     scaled = (t - first) / (last - first).clamp(min=1e-8) * (time_scale * float(t.shape[1] - 1))
     snapped = torch.round(scaled / _TENTH) * _TENTH
@@ -308,6 +323,10 @@ def released_forecast(
     if values.shape != times.shape:
         raise wrong_shape("times", times, str(tuple(values.shape)))
     n_known, n_targets = values.shape[1], target_times.shape[1]
+    if len(target_times) != len(values):
+        raise wrong_shape("target_times", target_times, f"({len(values)}, {n_targets})")
+    if not n_targets:
+        return values[:, :0]
     every = torch.cat([times.to(torch.float32), target_times.to(torch.float32)], dim=1)
     scale = model.config.time_scale
     positions = [normalised_times(every[:, : n_known + i], scale) for i in range(n_targets)]
@@ -333,6 +352,14 @@ def _decode(model: ReleasedMira, values: Tensor, positions: list[Tensor]) -> Ten
         values = torch.cat([values, model.head(state)], dim=1)
         shown = now
     return values[:, n_context:]
+
+
+def _check_finite(place: str, times: Tensor) -> None:
+    if not bool(times.isfinite().all()):
+        raise InputError(
+            "a time is not finite", code="not_finite", place=place,
+            remedy="Leave points and targets without a time out.",
+        )  # fmt: skip
 
 
 def _turn(positions: Tensor, config: ReleasedMiraConfig) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def released_config(contents: Mapping[str, Any]) -> ReleasedMiraConfig:
     """Read the contents of a `config.json`.
 
     Raises:
-        ModelMismatch: A setting is unknown, missing, or of another network than this.
+        InputError: The sizes do not fit each other.
+        ModelMismatch: A setting is unknown, missing, of a wrong type, or of another network.
     """
     known = {one.name: one.default is MISSING for one in fields(ReleasedMiraConfig)}
     odd = sorted(contents.keys() - known.keys() - _FIXED.keys() - _WITHOUT_EFFECT)
@@ -87,10 +88,13 @@ def released_config(contents: Mapping[str, Any]) -> ReleasedMiraConfig:
     missing = [key for key, needed in known.items() if needed and key not in given]
     if missing:
         raise _mismatch("settings missing", missing)
+    wrong = [one.name for one in fields(ReleasedMiraConfig) if not _fits(one, given)]
+    if wrong:
+        raise _mismatch("settings of a wrong type", wrong)
     if "ode_func_hidden_dims" in given:
         given["ode_func_hidden_dims"] = tuple(given["ode_func_hidden_dims"])
     for one in fields(ReleasedMiraConfig):
-        if one.type == "float" and type(given.get(one.name)) is int:  # JSON may write 10000
+        if one.type == "float" and one.name in given:  # JSON may write 10000
             given[one.name] = float(given[one.name])
     return ReleasedMiraConfig(**given)
 
@@ -126,6 +130,15 @@ def released_shapes(config: ReleasedMiraConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{net}.weight"] = (widths[i + 1], widths[i])
             shapes[f"{net}.bias"] = (widths[i + 1],)
     return shapes
+
+
+def _fits(setting: Field[Any], given: Mapping[str, Any]) -> bool:
+    """Whether a setting, if it is given, is of its type, as JSON has types."""
+    value = given.get(setting.name, setting.default)
+    if isinstance(value, list | tuple):
+        return setting.name == "ode_func_hidden_dims" and all(type(one) is int for one in value)
+    kinds = {"float": "int float", "int | None": "int NoneType"}
+    return type(value).__name__ in kinds.get(str(setting.type), str(setting.type)).split()
 
 
 def _translated(tensors: Mapping[str, Tensor], config: ReleasedMiraConfig) -> dict[str, Tensor]:

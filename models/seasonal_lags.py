@@ -30,6 +30,7 @@ class SeasonalLags:
 
     def __init__(self, context: ForecastContext) -> None:
         """Lay the series out on one axis, so that one search finds all."""
+        context = context.all_points()
         self.context = context
         self.now = context.now_of_series()
         self.keys = self._key(context.series_of_point(), context.seconds)

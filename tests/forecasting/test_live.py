@@ -143,7 +143,7 @@ def test_what_is_wrong_is_said_and_changes_nothing() -> None:
         lambda: live.update("a", START, 80.0, "SpO2"),
         lambda: live.update("a", "noon", 80.0, "HR"),
         lambda: live.update("a", 12.0, 80.0, "HR"),
-        lambda: live.update("a", datetime(2026, 3, 29), 80.0, "HR"),  # noqa: DTZ001
+        lambda: live.update("a", datetime(2026, 3, 29), 80.0, "HR"),
         lambda: live.predict("b", [START]),
         lambda: live.predict("a", [START], variables=["SpO2"]),
         lambda: live.predict("a", [START], covariates={"dose": [1.0]}),

@@ -186,9 +186,7 @@ class LiveForecaster:
         """Drop an item, such as a patient who left; nothing happens if there is none."""
         self._items.pop(item_id, None)
 
-    def _standardised(
-        self, given: Mapping[str, ArrayLike] | None, n: int
-    ) -> torch.Tensor | None:
+    def _standardised(self, given: Mapping[str, ArrayLike] | None, n: int) -> torch.Tensor | None:
         if unknown := set(given or ()) - {one.name for one in self._covariates}:
             raise InputError(
                 f"the model has no covariate '{sorted(unknown)[0]}'", code="unknown_covariate",

@@ -12,7 +12,8 @@ costs the same whether ten or ten thousand came before it, with an attention rea
 series; a forecast costs a pass over the kept keys.
 
 The model's own code answers: the stream holds a copy of its structure that shares the weights, in
-which each cross-attention over points looks at kept keys, and hands it the last points as context.
+which some layers are arranged for few rows (`serving_model`), and hands it the last points as
+context (`stream_points`). Points are read by `stream_reader`.
 
 **Scale.** A model of known variables has its scale and clock. One that takes them from the context
 (`scale="context"`, `clock="context"`) would have to read everything anew whenever they move, so the
@@ -30,33 +31,33 @@ that come late, and calibration (`conformal.AdaptiveConformal` follows a stream'
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import operator
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import accumulate, pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import accumulate
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
 from tsfm.errors import FormatError, InputError
-from tsfm.models.attention import CrossAttention, KeyValueCache, SelfAttention
-from tsfm.models.ct_rope import rotate
-from tsfm.models.experts import BAND_LOOKBACK, N_RATE_FEATURES
-from tsfm.models.forecast_blocks import QueryBlock, VariableBlock
-from tsfm.models.forecast_data import Forecast, ForecastContext, ForecastQueries
+from tsfm.forecasting.serving_model import serving_model
+from tsfm.forecasting.stream_points import StreamPoints
+from tsfm.forecasting.stream_reader import StreamReader
+from tsfm.models.forecast_data import (
+    LARGEST_STANDARDISED,
+    Forecast,
+    ForecastContext,
+    ForecastQueries,
+)
 from tsfm.models.forecaster import EncodedContext, ForecasterModel
-from tsfm.models.mamba import BlockState, MambaState, RMSNorm
-from tsfm.models.series_summary import SeriesSummary, summarise
+from tsfm.models.series_summary import summarise
 
 _STATE_KEYS = {"names", "seconds", "values", "cu_points", "location", "spread", "clock", "now"}
-_LEAST_ROOM = 64
 
 
 class ForecastStream:
@@ -89,44 +90,24 @@ class ForecastStream:
         self._row_of = {name: row for row, name in enumerate(self.names)}
         n, config = len(self.names), model.config
         _check_model(model, n, len(self._row_of))
-        self._reader = model.reader
-        self._by_variable = model.variable
-        self._model, self._kept = _with_kept_points(model)
-        device = model.variable.weight.device
-        self._variable = torch.arange(n, device=device) if config.n_variables == n else (
-            torch.zeros(n, dtype=torch.int64, device=device)
-        )  # fmt: skip
-        self._slots = [torch.tensor([row], device=device) for row in range(n)]
-        self._all = torch.tensor([0, n], device=device)
-        hidden = model.variable.weight.new_zeros(0, config.d_model)
-        times = torch.zeros(0, dtype=torch.float64, device=device)
-        self._seconds, self._values, self._points = _Rows(times), _Rows(times), _Rows(hidden)
-        self._series = _Rows(times.long())
-        self._recent: list[deque[tuple[float, float]]] = [
-            deque(maxlen=BAND_LOOKBACK + 1) for _ in range(n)
-        ]
-        empty = SeriesSummary.empty(n, device)
-        self._summary = _map_summary(empty, Tensor.clone)  # rows are written to: none may be shared
-        self._last_hidden = hidden.new_zeros(n, config.d_model)
-        self._last_seconds = torch.zeros(n, dtype=torch.float64, device=device)
-        self._rates = hidden.new_zeros(n, N_RATE_FEATURES)
-        self._rates_behind: set[int] = set()
-        self._mamba_state = _empty_state(model, n)
-        self._read_keys: list[list[KeyValueCache]] = []
-        for layer in self._reader.attention or ():
-            attend = layer.get_submodule("attend")
-            assert isinstance(attend, SelfAttention)
-            self._read_keys.append([attend.new_cache(1) for _ in range(n)])
-        self._latest = -math.inf
+        self._model, self._kept = serving_model(model)
+        weight = model.variable.weight
+        variable = torch.arange(n, device=weight.device)
+        self._variable = variable if config.n_variables == n else torch.zeros_like(variable)
+        self._variable_of = self._variable.split(1)
+        self._reader = StreamReader(self._model, n)
+        asks_rates = bool(config.n_variable_layers or config.query_experts)
+        hidden = weight.new_zeros(0, config.d_model)
+        self._points = StreamPoints(self._variable, hidden, rates=asks_rates)
         self._encoded: tuple[tuple[float, int], EncodedContext] | None = None
-        self._set_scale(*self._scale_of(self._empty_context()))
+        self._set_scale(*self._scale_of(self._points.empty_context()))
         if start is not None:
             self.start(start)
 
     @property
     def n_points(self) -> int:
         """Points so far, of all series."""
-        return self._series.n
+        return self._points.n
 
     @torch.inference_mode()
     def start(self, context: ForecastContext) -> None:
@@ -162,29 +143,16 @@ class ForecastStream:
         """
         row = self._row(variable)
         seconds, value = float(seconds), float(value)
-        recent = self._recent[row]
+        recent = self._points.recent[row]
         self._check_point(row, seconds, value)
-        recent.append((seconds, (value - self._offsets[row]) / self._spreads[row]))
-        context = self._recent_context([row])
-        gap, slot = context.gaps()[-1:], self._slots[row]
-        x = self._reader.embed(self._reader.features(context)[-1:])
-        x = x + self._by_variable(context.variable)
-        if self._reader.mamba is not None:
-            assert self._mamba_state is not None
-            x = self._reader.mamba.step(x, gap, self._mamba_state, slot, slot)
-        x = self._attend(x, context.seconds[-1:], row)
-        before = _map_summary(self._summary, lambda held: held[row : row + 1])
-        after = before.update(context.values[-1:], gap)
-        for field in fields(after):
-            getattr(before, field.name).copy_(getattr(after, field.name))
-        self._last_hidden[row : row + 1] = x
-        self._last_seconds[row : row + 1] = seconds
-        self._seconds.append(context.seconds[-1:])
-        self._values.append(context.seconds.new_tensor([value]))
-        self._series.append(slot)
-        self._points.append(x)
-        self._rates_behind.add(row)
-        self._latest = max(self._latest, seconds)
+        clock = self._clocks[row]
+        z = (value - self._offsets[row]) / self._spreads[row]
+        # In float32, as the model has it: small steps between large values are told from these.
+        z = float(np.float32(min(max(z, -LARGEST_STANDARDISED), LARGEST_STANDARDISED)))
+        before = recent[-1] if recent else None
+        hidden = self._reader.read_one(row, self._variable_of[row], seconds, clock, z, before)
+        gap = (seconds - before[0]) / clock if before else 0.0
+        self._points.take(row, seconds, value, z, gap, hidden)
 
     @torch.inference_mode()
     def forecast(
@@ -248,21 +216,15 @@ class ForecastStream:
         Raises:
             InputError: A now before a point.
         """
-        order = self._series.held.argsort(stable=True)
-        counts = torch.bincount(self._series.held, minlength=len(self.names))
-        return replace(
-            self._empty_context(), seconds=self._seconds.held[order],
-            values=self._values.held[order], cu_points=F.pad(counts.cumsum(0), (1, 0)),
-            now_seconds=self._last_seconds.new_tensor([self._now(now)]),
-        )  # fmt: skip
+        return self._points.context(self._now(now))
 
     def to_state(self) -> dict[str, Tensor]:
         """Plain tensors from which `from_state` goes on: the points, the names and the scale.
 
         Not what the network made of the points, which another version of it would not understand.
         """
-        known = math.isfinite(self._latest)
-        context = self.context() if known else self._empty_context()
+        known = math.isfinite(self._points.latest)
+        context = self.context() if known else self._points.empty_context()
         names = list(json.dumps(self.names).encode())
         told = {
             "names": torch.tensor(names, dtype=torch.uint8), "now": context.now_seconds,
@@ -301,7 +263,7 @@ class ForecastStream:
         device = stream._variable.device
         held = {name: state[name].to(device) for name in _STATE_KEYS - {"names"}}
         context = replace(
-            stream._empty_context(), seconds=held["seconds"], values=held["values"],
+            stream._points.empty_context(), seconds=held["seconds"], values=held["values"],
             cu_points=held["cu_points"], now_seconds=held["now"],
         )  # fmt: skip
         context.check()
@@ -324,7 +286,7 @@ class ForecastStream:
         return row
 
     def _check_point(self, row: int, seconds: float, value: float) -> None:
-        recent = self._recent[row]
+        recent = self._points.recent[row]
         if not (math.isfinite(seconds) and math.isfinite(value)):
             raise InputError(
                 "a value or a time is not finite", code="not_finite", place=self.names[row],
@@ -340,9 +302,9 @@ class ForecastStream:
             raise _unknown_scale(self.names[row])
 
     def _now(self, now: float | None) -> float:
-        now = self._latest if now is None else float(now)
+        now = self._points.latest if now is None else float(now)
         problem = "the stream has been told of no moment" if not math.isfinite(now) else None
-        if now < self._latest:
+        if now < self._points.latest:
             problem = "now is before a point that has been read"
         if problem is not None:
             raise InputError(
@@ -367,236 +329,37 @@ class ForecastStream:
         # Numbers of Python for the arithmetic of one point.
         self._offsets, self._spreads, self._clocks = (x.tolist() for x in (location, spread, clock))
 
-    def _empty_context(self) -> ForecastContext:
-        none = self._seconds.held[:0]
-        borders = torch.zeros(len(self.names) + 1, dtype=torch.int64, device=none.device)
-        now = none.new_tensor([self._latest])
-        return ForecastContext(none, none, borders, self._variable, self._all, now)
-
-    def _recent_context(self, rows: list[int]) -> ForecastContext:
-        """The last points of some series, standardised."""
-        points = [point for row in rows for point in self._recent[row]]
-        seconds = self._last_seconds.new_tensor([at for at, _ in points])
-        device, index = seconds.device, torch.tensor(rows, device=seconds.device)
-        borders = [0, *accumulate(len(self._recent[row]) for row in rows)]
-        return ForecastContext(
-            seconds, torch.tensor([z for _, z in points], device=device),
-            torch.tensor(borders, device=device), self._variable[index],
-            torch.tensor([0, len(rows)], device=device), seconds[-1:], self.location[index],
-            self.spread[index], self.clock[index],
-        )  # fmt: skip
-
     def _read(self, context: ForecastContext) -> None:
         """Read points of empty series, all at once."""
-        self._latest = max(self._latest, float(context.now_seconds))
+        self._points.latest = max(self._points.latest, float(context.now_seconds))
         if not len(context.seconds):
             return
         raw = context.values.double()
         context = replace(context.scaled_by(self.location, self.spread), clock=self.clock)
-        series, borders = context.series_of_point(), context.cu_points.tolist()
-        there = context.cu_points.diff() > 0
-        x = self._reader.embed(self._reader.features(context)) + self._by_variable(
-            context.variable[series]
-        )
-        if self._reader.mamba is not None:
-            assert self._mamba_state is not None
-            x, left = self._reader.mamba(
-                x, context.gaps(), context.cu_points.unique_consecutive(), return_state=True
-            )
-            for table, block in zip(self._mamba_state.blocks, left.blocks, strict=True):
-                for held, after in zip(table, block, strict=True):
-                    held[there] = after
-        parts = []
-        for row, (first, end) in enumerate(pairwise(borders)):
-            if end > first:
-                parts.append(self._attend(x[first:end], context.seconds[first:end], row))
-                z = ((raw[first:end] - self.location[row]) / self.spread[row]).tolist()
-                at = context.seconds[first:end].tolist()
-                self._recent[row].extend(zip(at, z, strict=True))
-                self._rates_behind.add(row)
-        x = torch.cat(parts)
-        self._summary = summarise(context.values, context.clock_times(), context.cu_points)
-        last = context.cu_points[1:][there] - 1
-        self._last_hidden[there], self._last_seconds[there] = x[last], context.seconds[last]
-        self._seconds.append(context.seconds)
-        self._values.append(raw)
-        self._series.append(series)
-        self._points.append(x)
-
-    def _attend(self, x: Tensor, seconds: Tensor, row: int) -> Tensor:
-        """The reader's attention over further points of one series."""
-        if self._reader.attention is None:
-            return x
-        borders = torch.tensor([0, len(x)], device=x.device)
-        times = self._rotary_times(seconds, row)
-        for layer, caches in zip(self._reader.attention, self._read_keys, strict=True):
-            assert isinstance(layer, nn.ModuleDict)
-            attend = layer["attend"]
-            assert isinstance(attend, SelfAttention)
-            x = x + attend.extend(layer["norm"](x), times, caches[row], borders)
-            x = x + layer["feed_forward"](layer["forward_norm"](x))
-        return x
-
-    def _rotary_times(self, seconds: Tensor, series: Tensor | int) -> Tensor:
-        return seconds / self.clock[series] if self._model.config.clock == "context" else seconds
+        summary = summarise(context.values, context.clock_times(), context.cu_points)
+        self._points.take_all(context, raw, self._reader.read(context), summary)
 
     def _encode(self, now: float) -> EncodedContext:
         """What the model would make of all points, its layers looking at kept keys."""
-        key = (now, self.n_points)
+        key, points = (now, self.n_points), self._points
         if self._encoded is not None and self._encoded[0] == key:
             return self._encoded[1]
-        there = self._summary.count > 0
         for kept in self._kept:
-            new = slice(kept.n_points, self.n_points)
-            if new.start < new.stop:
-                series = self._series.held[new]
-                seconds = self._rotary_times(self._seconds.held[new], series)
-                kept.take(self._points.held[new], seconds, series)
-            kept.groups = there.nonzero().squeeze(-1)
-        if self._rates_behind and self._model.variable_layers:
-            rows = sorted(self._rates_behind)
-            self._rates[rows] = self._recent_context(rows).rates()
-        self._rates_behind.clear()
-        context = _LastPoints(
-            self._last_seconds[there], self._summary.last[there],
-            F.pad(there.cumsum(0), (1, 0)), self._variable, self._all,
-            self._last_seconds.new_tensor([now]), self.location, self.spread, self.clock,
-            self._rates.clone(),
-        )  # fmt: skip
-        summary = _map_summary(self._summary, Tensor.clone)
-        encoded = self._model.encoded(context, self._last_hidden[there], summary)
+            kept.groups = points.present
+        n_kept = self._kept[0].n_points if self._kept else points.n
+        if n_kept < points.n:
+            new = slice(n_kept, points.n)
+            series, seconds = points.series.held[new], points.seconds.held[new]
+            if self._model.config.clock == "context":
+                seconds = seconds / self.clock[series]
+            for kept in self._kept:
+                kept.take(points.hidden.held[new], seconds, series)
+        scale = self.location, self.spread, self.clock
+        encoded = self._model.encoded(
+            *points.last_points(now, scale, history=self._model.config.calendar)
+        )
         self._encoded = (key, encoded)
         return encoded
-
-
-@dataclass(frozen=True)
-class _LastPoints(ForecastContext):
-    """A context of each series' last point alone, with the rates that all points would tell."""
-
-    known_rates: Float[Tensor, "series feature"] | None = None
-
-    def rates(self) -> Float[Tensor, "series feature"]:
-        """How fast each series moves at its last point."""
-        assert self.known_rates is not None
-        return self.known_rates
-
-
-class _Rows:
-    """Rows in order of arrival; room is doubled where it does not suffice."""
-
-    def __init__(self, none: Tensor) -> None:
-        """Begin with no rows of this kind."""
-        self.n, self._room = 0, none
-
-    @property
-    def held(self) -> Tensor:
-        """All rows, a view."""
-        return self._room[: self.n]
-
-    def append(self, rows: Tensor) -> None:
-        """Add rows behind the others."""
-        end = self.n + len(rows)
-        if end > len(self._room):
-            n_room = max(end, 2 * len(self._room), _LEAST_ROOM)
-            room = self._room.new_empty(n_room, *self._room.shape[1:])
-            room[: self.n] = self.held
-            self._room = room
-        self._room[self.n : end] = rows
-        self.n = end
-
-
-class _KeptPoints(nn.Module):
-    """A cross-attention whose points are kept as turned keys and values.
-
-    Attributes:
-        groups: Series of each group of queries, where a group sees its own series only.
-    """
-
-    groups: Tensor | None
-
-    def __init__(self, attention: CrossAttention, norm: RMSNorm, *, own_series: bool) -> None:
-        """Keep nothing yet; the parameters are those of `attention`."""
-        super().__init__()
-        self.attention, self.norm, self.own_series = attention, norm, own_series
-        none = attention.key.weight.new_zeros(0, attention.n_kv_heads, attention.head_dim)
-        self._keys, self._values = _Rows(none), _Rows(none)
-        self._series = _Rows(torch.zeros(0, dtype=torch.int64, device=none.device))
-        self.groups = None
-
-    @property
-    def n_points(self) -> int:
-        """Points kept."""
-        return self._keys.n
-
-    def take(
-        self, points: Float[Tensor, "point model"], seconds: Float64[Tensor, " point"],
-        series: Tensor,
-    ) -> None:  # fmt: skip
-        """Keep further points: their hidden states, times for the bank and series."""
-        x, attention = self.norm(points), self.attention
-        turn = attention.rotary(seconds, None, x.dtype)
-        shape = (-1, attention.n_kv_heads, attention.head_dim)
-        self._keys.append(rotate(attention.key(x).view(shape), *turn))
-        self._values.append(attention.value(x).view(shape))
-        self._series.append(series)
-
-    def forward(
-        self, query: Float[Tensor, "query model"], query_seconds: Float64[Tensor, " query"],
-        context: Tensor, context_seconds: Tensor, cu_queries: Tensor, cu_context: Tensor,
-    ) -> Float[Tensor, "query model"]:  # fmt: skip
-        """What `CrossAttention.forward` gives for all points kept, whatever `context` holds."""
-        if not len(query):
-            return query
-        attention, mask = self.attention, None
-        if self.own_series and len(cu_queries) > 2:
-            # Where every series has points, groups are all series, else those with points: the same
-            assert self.groups is not None
-            group = torch.repeat_interleave(self.groups, cu_queries.diff())
-            mask = group.unsqueeze(1) == self._series.held
-        turn = attention.rotary(query_seconds, None, query.dtype)
-        q = rotate(attention.query(query).unflatten(-1, (-1, attention.head_dim)), *turn)
-        q, keys, values = (x.transpose(0, 1) for x in (q, self._keys.held, self._values.held))
-        shared = len(q) != len(keys)
-        y = F.scaled_dot_product_attention(
-            q[None], keys[None], values[None], attn_mask=mask, enable_gqa=shared
-        )[0]
-        return attention.out(y.transpose(0, 1).flatten(1))
-
-
-def _with_kept_points(model: ForecasterModel) -> tuple[ForecasterModel, list[_KeptPoints]]:
-    """The model with the same parameters, in which layers over points look at kept ones."""
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    twin, kept = copy.deepcopy(model, shared), []
-    for block in [*twin.variable_layers, *twin.query_layers]:
-        if isinstance(block, VariableBlock):
-            kept.append(_KeptPoints(block.points, block.point_norm, own_series=False))
-        elif isinstance(block, QueryBlock) and block.points is not None:
-            assert block.point_norms is not None
-            norm = block.point_norms[1]
-            assert isinstance(norm, RMSNorm)
-            kept.append(_KeptPoints(block.points, norm, own_series=True))
-        else:
-            continue
-        block.add_module("points", kept[-1])
-    return twin, kept
-
-
-def _empty_state(model: ForecasterModel, n_rows: int) -> MambaState | None:
-    """State of a reader's scan that has read nothing."""
-    if model.reader.mamba is None:
-        return None
-    token = model.variable.weight.new_zeros(1, model.config.d_model)
-    _, left = model.reader.mamba(token, token[:, 0], return_state=True)
-    return MambaState(
-        tuple(
-            BlockState(*(held.new_zeros(n_rows, *held.shape[1:]) for held in block))
-            for block in left.blocks
-        )
-    )
-
-
-def _map_summary(summary: SeriesSummary, change: Callable[[Tensor], Tensor]) -> SeriesSummary:
-    return SeriesSummary(**{f.name: change(getattr(summary, f.name)) for f in fields(summary)})
 
 
 def _check_model(model: ForecasterModel, n_series: int, n_names: int) -> None:
