@@ -29,6 +29,8 @@ import torch
 from measure import machine
 from p12_data import TEST, VAL, Protocol, read_protocol, targets_of
 from p12_episodes import EpisodeConfig, Stays
+from p12_grud import grud
+from p12_mira import mira
 from p12_peers import (
     boosting,
     conformal_quantiles,
@@ -254,6 +256,8 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
                                    first["coverage_95_by_horizon"]]  # fmt: skip
     if chosen.query_pattern:
         told["query_pattern"] = query_pattern(work, chosen)
+    if chosen.peers:
+        told["peers"] = learnt_peers(protocol, stays, chosen)
     if chosen.tables:
         print(f"\nparts left out, {chosen.ablation_steps} steps each, seed {chosen.seeds[0]}")
         short = replace(
@@ -266,6 +270,23 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
             told["parts"][name] = found
             print(row(name, found, protocol), flush=True)
     return told
+
+
+def learnt_peers(
+    protocol: Protocol, stays: Stays, chosen: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Other networks, by themselves on the same split."""
+    epochs = 1 if chosen.quick else 40
+    minutes = 0.02 if chosen.quick else chosen.mira_minutes
+    found = {}
+    print()
+    for name, peer in (
+        (f"GRU-D, {epochs} epochs", lambda: grud(protocol, chosen.seeds[0], epochs)),
+        (f"our MIRA, {minutes:g} minutes", lambda: mira(protocol, stays, minutes)),
+    ):
+        found[name] = peer_scores(protocol, peer())
+        print(row(name, found[name], protocol), flush=True)
+    return found
 
 
 def query_pattern(work: Run, chosen: argparse.Namespace) -> dict[str, Any]:
@@ -303,6 +324,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--steps", type=int, help="training steps (default: 2,000 for A, 1,500 for B)")
     add("--ablation-steps", type=int, default=1500)
     add("--tables", action="store_true", help="also train with each part left out")
+    add("--peers", action="store_true", help="also train GRU-D and our MIRA")
+    add("--mira-minutes", type=float, default=15.0)
     add("--threads", type=int, default=2)
     add("--out", type=Path, help="folder for checkpoints (default: a temporary one)")
     add("--quick", action="store_true", help="made-up stays and a few steps")
@@ -321,6 +344,7 @@ def main(arguments: list[str] | None = None) -> None:
             chosen.data, chosen.steps, chosen.ablation_steps = [Path(temporary) / "stays"], 3, 1
             chosen.members, chosen.threads = min(chosen.members, 2), 1
             chosen.query_pattern, chosen.tables = chosen.query_pattern or [1], True
+            chosen.peers = True
         print(json.dumps(run(chosen, folder)))
 
 
