@@ -104,7 +104,7 @@ def main() -> None:
         "data": "PhysioNet/Computing in Cardiology Challenge 2012 (physionet.org), ODC-By 1.0",
         "command": "benchmarks/train_forecaster_icu.py",
         "task": "24 hours of an intensive care stay after its first 24, protocol A of the page",
-        "page": "docs/benchmarks/p12_forecast.md",
+        "licence": "Apache-2.0", "page": "docs/benchmarks/p12_forecast.md",
         "steps": chosen.steps, "seed": chosen.seed, "stays for training": n_stays[0],
         "stays for validation and calibration": n_stays[1], "stays for testing": n_stays[2],
         **{f"test {name}": float(f"{value:.4g}") for name, value in scores.items()},

@@ -185,11 +185,14 @@ class MiraModel(nn.Module):
         cu_seqlens: Int[Tensor, " borders"],
         query_seconds: Float64[Tensor, " query"],
         cu_queries: Int[Tensor, " borders"],
+        *,
+        feed_back: bool = True,
     ) -> Float[Tensor, " query"]:
         """Forecast the times asked for one after the other, each from the last and its forecast.
 
         The ODE carries the last state to the next time; the value read there is taken for seen and
-        appended to the cache. So a forecast depends on which times were asked before it.
+        appended to the cache. So a forecast depends on which times were asked before it. Without
+        `feed_back` each time is answered from the context alone.
 
         Args:
             values: Normalised values of the contexts, packed.
@@ -197,6 +200,7 @@ class MiraModel(nn.Module):
             cu_seqlens: Borders of the contexts; none is empty.
             query_seconds: Times asked of each series, in order, none before its context's end.
             cu_queries: Borders of each series' queries; a series may have none.
+            feed_back: Take a forecast for seen before the next time is answered.
 
         Returns:
             Normalised values.
@@ -209,6 +213,9 @@ class MiraModel(nn.Module):
         states, _ = self._encode(values, seconds, cu_seqlens, caches)
         last = cu_seqlens[1:].long() - 1
         states, now = states[last], seconds[last]
+        if not feed_back:
+            row = torch.repeat_interleave(torch.arange(len(asked), device=asked.device), asked)
+            return self._predict(states[row], now[row], query_seconds)
         recent = _Recent(values, seconds, cu_seqlens.long()) if self.config.sees_rate else None
         answers = values.new_empty(len(query_seconds))
         for turn in range(int(asked.max())):

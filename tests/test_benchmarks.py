@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import typer
 
+import tsfm
 from tsfm import cli
 
 
@@ -74,6 +75,45 @@ def test_the_benchmarks_of_single_parts_print_a_table_and_end_with_json(
         assert all(value is not None and value > 0 for value in found["rows"].values())
         errors = [v for name, v in found["rows"].items() if name.startswith("largest relative")]
         assert 0 < max(errors) < 2e-6
+
+
+def test_the_benchmark_of_intensive_care_runs_on_made_up_stays(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/p12_forecast.py", "--quick"],
+        cwd=repository, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert {"macro_mse", "common_mse", "crps", "gbm", "delta_ci", "peers"} <= set(found)
+    assert {"macro_mse", "gbm"} <= set(found["query_pattern"])
+
+
+@pytest.mark.parametrize("script", ["train_forecaster_zero.py", "train_forecaster_icu.py"])
+def test_the_trainings_of_shipped_forecasters_write_a_directory_that_loads(
+    repository: Path, tmp_path: Path, script: str
+) -> None:
+    saved = tmp_path / "model"
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", "--quick", "--out", str(tmp_path / "run"),
+         "--save", str(saved), "--data", str(tmp_path)],
+        cwd=repository, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert script in (saved / "README.md").read_text()
+    assert tsfm.load(saved).facts["command"].startswith(f"benchmarks/{script}")
+
+
+def test_a_mira_trained_for_a_second_is_a_peer(repository: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ["zero_shot_mira.py", "--out", str(tmp_path), "--data", str(tmp_path), "--quick"],
+        ["zero_shot.py", "--mira", str(tmp_path), "--quick"],
+    ):
+        done = subprocess.run(
+            [sys.executable, f"benchmarks/{arguments[0]}", *arguments[1:]],
+            cwd=repository, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert "MIRA (ours)" in json.loads(done.stdout.strip().splitlines()[-1])["mean_rank"]
 
 
 def test_the_expected_auroc_is_that_of_weighted_pairs(repository: Path) -> None:

@@ -87,3 +87,17 @@ def test_the_examples_of_the_kernels_run_as_they_stand(repository: Path) -> None
     assert found["y"].shape == (70, 32)
     assert found["out"].shape == (4, 32)
     assert found["table"].any(dim=(1, 2)).all()
+
+
+def test_the_examples_of_forecasting_run_as_they_stand(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (repository / "docs" / "how-to" / "forecast.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(compile(block, "forecast.md", "exec"), found)
+    assert len(found["forecast"]) == 24
+    assert found["forecast"]["predictions"].notna().all()
+    assert len(found["vectors"]) >= 3
+    assert found["again"].calibration is not None

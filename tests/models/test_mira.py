@@ -151,13 +151,11 @@ def test_the_flow_needs_no_more_steps_than_it_is_given() -> None:
 
 
 # The cache (there, it counts the past twice and its keys would be stale).
-
-
-def test_a_forecast_with_the_cache_is_one_without(model: MiraModel) -> None:
+@pytest.mark.parametrize("feed_back", [True, False])
+def test_a_forecast_with_the_cache_is_one_without(model: MiraModel, feed_back: bool) -> None:
     values, seconds, cu = make_series()
-    counts = (3, 0, 7, 1)
-    asked, cu_asked = make_queries(seconds, cu, counts)
-    found = model.forecast(values, seconds, cu, asked, cu_asked)
+    asked, cu_asked = make_queries(seconds, cu, (3, 0, 7, 1))
+    found = model.forecast(values, seconds, cu, asked, cu_asked, feed_back=feed_back)
     for row, (start, end) in enumerate(zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True)):
         v, s = values[start:end], seconds[start:end]
         for place in range(int(cu_asked[row]), int(cu_asked[row + 1])):
@@ -165,7 +163,8 @@ def test_a_forecast_with_the_cache_is_one_without(model: MiraModel) -> None:
             with torch.no_grad():
                 told = model(v, s, torch.tensor([0, len(v)]), target)[-1:]
             assert_near(found[place : place + 1], told)
-            v, s = torch.cat([v, told]), torch.cat([s, asked[place : place + 1]])
+            if feed_back:
+                v, s = torch.cat([v, told]), torch.cat([s, asked[place : place + 1]])
 
 
 def test_each_point_is_read_once(model: MiraModel) -> None:

@@ -60,6 +60,7 @@ class TsfmForecaster(BaseForecaster):
         "capability:multivariate": True,
         "capability:exogenous": False,
         "capability:missing_values": True,
+        "capability:update": True,
         "capability:insample": True,
         "capability:pred_int": True,
         "capability:pred_int:insample": True,
@@ -93,6 +94,18 @@ class TsfmForecaster(BaseForecaster):
                 f"{n_empty} series have no finite value", code="all_missing", place="y",
                 remedy="Leave these series out.",
             )  # fmt: skip
+        return self
+
+    def _update(self, y: pd.DataFrame, X: Any = None, update_params: bool = True) -> TsfmForecaster:
+        """Add points, where there are some already in their place; they are no parameters."""
+        seconds = self._seconds(y.index)
+        for j, values in enumerate(y.to_numpy(np.float64).T):
+            there = np.isfinite(values)
+            old = self.points_[j]
+            kept = ~np.isin(old.seconds, seconds[there])
+            self.points_[j] = SeriesPoints.of(
+                np.r_[old.seconds[kept], seconds[there]], np.r_[old.values[kept], values[there]]
+            )
         return self
 
     def _predict(self, fh: Any, X: Any = None) -> pd.DataFrame:
