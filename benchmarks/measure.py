@@ -80,6 +80,11 @@ def number(x: float, unit: str) -> str:
     return f"{x:.1e}" if x < 1e-3 else f"{x:.3g}{unit}"
 
 
+def machine_line() -> str:
+    """The same as one line for people."""
+    return ", ".join(f"{name} {value}" for name, value in machine().items())
+
+
 def machine() -> dict[str, Any]:
     names = (
         [

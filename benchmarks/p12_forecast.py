@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import machine
+from measure import machine_line
 from p12_data import TEST, VAL, Protocol, read_protocol, targets_of
 from p12_episodes import EpisodeConfig, Stays
 from p12_grud import grud
@@ -221,7 +221,7 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     work = Run(protocol, stays, members, chosen.members, folder)
     names = "macro mse  macro mae common mse" if protocol.name == "A" else "mse      mae"
-    print(f"{machine()}\nprotocol {protocol.name}: {len(protocol.record_ids)} stays, "
+    print(f"{machine_line()}\nprotocol {protocol.name}: {len(protocol.record_ids)} stays, "
           f"{len(truth)} test targets\n{'':<38}{names}     crps      80 %      95 %")  # fmt: skip
     for name, peer in (("train mean", train_mean), ("last value", last_value),
                        ("patient mean", patient_mean),

@@ -113,7 +113,8 @@ def main() -> None:
                 " COVID-19 counts (Johns Hopkins CSSE, CC BY 4.0), all before the windows that"
                 " docs/benchmarks/zero_shot.md evaluates" if real else ""),
             "command": f"benchmarks/train_forecaster_zero.py --steps {steps}",
-            "licence": "Apache-2.0", "page": "docs/benchmarks/zero_shot.md", "steps": result.best_step,
+            "licence": "Apache-2.0", "page": "docs/benchmarks/zero_shot.md",
+            "steps": result.best_step,
             "series a step": episodes.n_series,
             "bounded CRPS of held-out synthetic series": round(result.best_score, 4),
         })  # fmt: skip

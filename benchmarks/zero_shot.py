@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import machine
+from measure import machine_line
 from numpy.typing import NDArray
 from train_forecaster_zero import ZERO
 from zero_shot_data import (
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     }  # fmt: skip
     models = load_models(chosen)
     most = 3 if chosen.quick else None
-    print(machine())
+    print(machine_line())
     table = compare(sets, models, 0.3, most)
     show(table, "wql")
     show(table, "mase")
