@@ -21,6 +21,8 @@ DATED = "_dated"
 """Column that each table is given: the first of its `dated_by` columns that holds a time."""
 STAY_START, STAY_END, ENCOUNTER = "_stay_start", "_stay_end", "_encounter"
 """Columns that a table with a `stay` is given; without one only `ENCOUNTER`."""
+EACH = "_each"
+"""Column in which a rule with `each` finds one item of its list."""
 
 _NUMBER = r"^\s*(?:[<>]=?|~)?\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*$"
 _LARGEST = 3.4e38  # of a 32-bit float
@@ -38,6 +40,7 @@ class EventRule:
         text: Value as text, where it is not a plain number.
         where: Rows that give this event.
         once_per: Only the first row with the same values in these columns gives it.
+        each: A list: the rule gives an event for each of its items that is not null, in `EACH`.
     """
 
     code: pl.Expr
@@ -47,6 +50,7 @@ class EventRule:
     text: pl.Expr | None = None
     where: pl.Expr | None = None
     once_per: tuple[str, ...] = ()
+    each: pl.Expr | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ class SourceTable:
         dated_by: Columns of which one must hold a time; the first that does is `DATED`.
         ids: Integer columns: the subject, and what identifies the encounter.
         stay: Kind of stay whose start and end the table is given; a row of an unknown stay can't be
-            used if it is dated by one of them.
+            used if it is dated by one of them. Where `ids` do not name the subject, the stay says
+            who it is and which encounter, and a row of an unknown stay can't be used at all.
+        minutes: Columns of whole minutes since the start of the stay; they become times.
         checks: Reason codes and what makes a row unusable for them.
         fallbacks: Columns whose absence changes `available`, with the words of the note.
     """
@@ -75,13 +81,19 @@ class SourceTable:
     dated_by: tuple[str, ...] = ()
     ids: tuple[str, ...] = ("subject_id", "hadm_id")
     stay: str | None = None
+    minutes: tuple[str, ...] = ()
     checks: tuple[tuple[str, pl.Expr], ...] = ()
     fallbacks: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that the file must have."""
-        return (*self.ids, *self.times, *self.texts)
+        return (*self.ids, *self.times, *self.minutes, *self.texts)
+
+    @property
+    def names_subject(self) -> bool:
+        """Whether a row says whose it is, and not only of which stay."""
+        return "subject_id" in self.ids
 
 
 def code_of(*parts: str | pl.Expr) -> pl.Expr:
@@ -132,6 +144,12 @@ def dose_text(dose: str, unit: str) -> pl.Expr:
 def end_of_day(date: str) -> pl.Expr:
     """Last microsecond of a date: by then what is dated so was known."""
     return pl.col(date).dt.truncate("1d") + timedelta(days=1, microseconds=-1)
+
+
+def path_of(path: pl.Expr, separator: str, *, skip: int = 0) -> pl.Expr:
+    """Parts of a code from a path such as `renal|dialysis|hemodialysis`, without its first few."""
+    parts = path.str.split(separator).list.slice(skip).list.eval(_part(pl.element()))
+    return parts.list.join(codes.SEPARATOR)
 
 
 def is_first(column: str) -> pl.Expr:

@@ -21,6 +21,7 @@ from tsfm.ingest.provenance import IngestSummary
 from tsfm.ingest.quarantine import Quarantine
 from tsfm.ingest.source_table import (
     DATED,
+    EACH,
     ENCOUNTER,
     STAY_END,
     STAY_START,
@@ -28,6 +29,8 @@ from tsfm.ingest.source_table import (
     SourceTable,
 )
 
+MAX_MINUTES = 500 * 366 * 24 * 60
+"""Minutes from the start of a stay beyond which a number is no time: 500 years."""
 MAX_ENTRIES = 1000
 """Rows of one table and reason that are listed one by one; more are listed as one entry a chunk."""
 
@@ -131,21 +134,26 @@ class TableEvents:
     def _parse(self, table: SourceTable, rows: pl.DataFrame) -> pl.DataFrame:
         texts = [pl.col(name).str.strip_chars() for name in table.columns]
         trimmed = rows.select(LINE, *(pl.when(t.str.len_bytes() > 0).then(t) for t in texts))
+        given = (*table.times, *table.minutes, *_encounter_ids(table))
         parsed = trimmed.with_columns(
             *(pl.col(name).cast(pl.Int64, strict=False) for name in table.ids),
             *(parse_times(trimmed[name]) for name in table.times),
-            *(trimmed[name].is_not_null().alias(_given(name)) for name in table.times),
-            *(trimmed[name].is_not_null().alias(_given(name)) for name in table.ids[1:]),
+            *(trimmed[name].is_not_null().alias(_given(name)) for name in given),
         )
-        names = [pl.col(name) for name in table.ids[1:]]
-        if table.stay is not None:
-            key = ["subject_id", table.ids[-1]]
-            parsed = parsed.join(
-                self.stays[table.stay], on=key, how="left", maintain_order="left", validate="m:1"
+        if table.names_subject:
+            names = [pl.col(name) for name in _encounter_ids(table)]
+            parsed = parsed.with_columns(
+                pl.coalesce(names or pl.lit(None, pl.Int64)).alias(ENCOUNTER)
             )
+        if table.stay is not None:
+            stays = self.stays[table.stay]
+            stays = stays.drop(ENCOUNTER, strict=False) if table.names_subject else stays
+            key = [*(["subject_id"] if table.names_subject else []), table.ids[-1]]
+            parsed = parsed.join(
+                stays, on=key, how="left", maintain_order="left", validate="m:1"
+            ).with_columns(_after_start(name) for name in table.minutes)
         dates = [pl.col(name) for name in table.dated_by]
         return parsed.with_columns(
-            pl.coalesce(names or pl.lit(None, pl.Int64)).alias(ENCOUNTER),
             pl.coalesce(dates or pl.lit(None, pl.Datetime("us"))).alias(DATED),
         )
 
@@ -155,13 +163,17 @@ class TableEvents:
         unknown = subject.is_null()
         if self.subjects is not None:
             unknown = unknown | ~subject.is_in(self.subjects.implode())
-        bad_time = [pl.col(_given(n)) & pl.col(n).is_null() for n in table.times]
-        year = [pl.col(name).dt.year() for name in table.times]
+        times = (*table.times, *table.minutes)
+        bad_time = [pl.col(_given(n)) & pl.col(n).is_null() for n in times]
+        year = [pl.col(name).dt.year() for name in times]
         late = [~y.is_between(clock.FIRST_YEAR, clock.LAST_YEAR) for y in year]
         by_stay = {STAY_START, STAY_END}.intersection(table.dated_by)
+        bad_ids = [pl.col(_given(n)) & pl.col(n).is_null() for n in _encounter_ids(table)]
+        named = table.names_subject
         checks: list[tuple[str, list[pl.Expr]]] = [
-            ("unknown_patient", [unknown]),
-            ("bad_encounter", [pl.col(_given(n)) & pl.col(n).is_null() for n in table.ids[1:]]),
+            ("unknown_patient", [unknown] if named else []),
+            ("bad_encounter", bad_ids),
+            ("unknown_encounter", [] if named else [pl.col(STAY_START).is_null()]),
             ("bad_time", bad_time),
             ("time_out_of_range", late),
             ("no_code", [pl.col(name).is_null() for name in table.needs]),
@@ -180,6 +192,9 @@ class TableEvents:
         self, table: SourceTable, number: int, rule: EventRule, rows: pl.DataFrame
     ) -> pl.DataFrame:
         no_time = pl.lit(None, pl.Datetime("us"))
+        if rule.each is not None:
+            rows = rows.with_columns(rule.each.alias(EACH)).explode(EACH)
+            rows = rows.filter(pl.col(EACH).is_not_null())
         if rule.time is not None:
             rows = rows.filter(pl.col(rule.time).is_not_null())
         if rule.where is not None:
@@ -212,20 +227,24 @@ class TableEvents:
         return rows.filter(new)
 
 
-def stay_frame(rows: pl.DataFrame, *, key: str, start: str, end: str) -> pl.DataFrame:
+def stay_frame(
+    rows: pl.DataFrame, *, key: str, start: str, end: str, encounter: str | None = None
+) -> pl.DataFrame:
     """Stays by subject and key, as `TableEvents.stays` wants them.
 
     Args:
         rows: Cleaned rows of the table of stays.
-        key: Its identifier, which is also the encounter id of its events.
+        key: Its identifier.
         start: Column of its first moment.
         end: Column of its last.
+        encounter: Column of the encounter id of its events; the identifier itself if None.
     """
     return rows.select(
         "subject_id",
         key,
         pl.col(start).alias(STAY_START),
         pl.col(end).alias(STAY_END),
+        pl.col(encounter or key).alias(ENCOUNTER),
     )
 
 
@@ -248,6 +267,17 @@ def parse_times(text: pl.Series) -> pl.Series:
 
 def _given(column: str) -> str:
     return f"_given_{column}"
+
+
+def _encounter_ids(table: SourceTable) -> tuple[str, ...]:
+    return table.ids[1:] if table.names_subject else table.ids
+
+
+def _after_start(column: str) -> pl.Expr:
+    """Time of a text column of whole minutes; null where it holds no such number."""
+    minutes = pl.col(column).cast(pl.Int64, strict=False)
+    minutes = pl.when(minutes.is_between(-MAX_MINUTES, MAX_MINUTES)).then(minutes)
+    return (pl.col(STAY_START) + pl.duration(minutes=minutes, time_unit="us")).alias(column)
 
 
 def _count(counts: dict[str, int], name: str, n: int) -> None:

@@ -17,11 +17,10 @@ ones (`clock="context"`), told to the network beside them, so that 250 Hz and we
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tsfm.errors import InputError
@@ -39,13 +38,18 @@ from tsfm.models.forecast_blocks import (
 from tsfm.models.forecast_data import Forecast, ForecastContext, ForecastQueries
 from tsfm.models.mamba import Mamba, MambaConfig, RMSNorm
 from tsfm.models.quantile_head import QuantileHead
-from tsfm.models.seasonal_lags import N_LAG_BASES, N_LAG_FEATURES, SeasonalLags
+from tsfm.models.seasonal_lags import (
+    N_LAG_BASES,
+    N_LAG_FEATURES,
+    SEASONS_SECONDS,
+    SeasonalLags,
+    calendar_features,
+)
 from tsfm.models.series_summary import N_BASES, N_SUMMARY_FEATURES, SeriesSummary, summarise
 
 READERS = ("mamba", "attention", "both")
 CLOCKS = ("hours", "context")
 SCALES = ("variable", "context")
-CALENDAR_SECONDS = (86_400.0, 604_800.0, 31_556_952.0)
 _HOUR = 3600.0
 CLIPPED = 8.0
 
@@ -108,9 +112,7 @@ class ForecasterConfig:
 
     def __post_init__(self) -> None:
         """Check what a typing slip would break."""
-        choices = {
-            "reader": READERS, "clock": CLOCKS, "scale": SCALES, "flow": FLOWS,
-        }  # fmt: skip
+        choices = {"reader": READERS, "clock": CLOCKS, "scale": SCALES, "flow": FLOWS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(
@@ -155,7 +157,7 @@ class PointReader(nn.Module):
         super().__init__()
         self.config = config
         d = config.d_model
-        n_features = 5 + (2 * len(CALENDAR_SECONDS) if config.calendar else 0)
+        n_features = 5 + (2 * len(SEASONS_SECONDS) if config.calendar else 0)
         self.embed = nn.Linear(n_features, d)
         self.mamba = self.attention = None
         if config.reader in ("mamba", "both"):
@@ -245,7 +247,7 @@ class ForecasterModel(nn.Module):
             for _ in range(config.n_variable_layers)
         )
         n_times = 2 * N_LOG_TIME_FEATURES + 2 * config.n_known
-        n_times += 2 * len(CALENDAR_SECONDS) + 2 * N_LAG_BASES if config.calendar else 0
+        n_times += 2 * len(SEASONS_SECONDS) + 2 * N_LAG_BASES if config.calendar else 0
         self.asked = nn.Linear(n_times, d)
         self.asked_gain = nn.Linear(n_times, d)
         self.state = nn.Linear(d, d)
@@ -289,8 +291,7 @@ class ForecasterModel(nn.Module):
         context = self.standardised(context)
         summary = summarise(context.values, context.clock_times(), context.cu_points)
         variable = self.variable(context.variable)
-        width = self.config.d_model
-        points = context.values.new_zeros(0, width)
+        points = context.values.new_zeros(0, self.config.d_model)
         if len(context.values):
             points = self.reader(context, variable)
         return self.encoded(context, points, summary)
@@ -374,6 +375,8 @@ class ForecasterModel(nn.Module):
             x = layer(x, encoded.points, context, queries, times, rate)
         step = encoded.summary.step_size()[series]
         head = self.head(self.final_norm(x), variable, bases, step, known)
+        assert context.location is not None
+        assert context.spread is not None
         return Forecast(head.mean, head.quantiles, context.location[series], context.spread[series])
 
     def forward(self, context: ForecastContext, queries: ForecastQueries) -> Forecast:
@@ -388,13 +391,6 @@ class ForecasterModel(nn.Module):
 
     def _times(self, context: ForecastContext, seconds: Tensor, series: Tensor) -> Tensor:
         return _rotary_times(context, seconds, series, self.config)
-
-
-def calendar_features(seconds: Float64[Tensor, " row"]) -> Float64[Tensor, "row feature"]:
-    """Sine and cosine of the time of day, week and year (UTC)."""
-    turns = seconds.unsqueeze(-1) / torch.tensor(CALENDAR_SECONDS, device=seconds.device)
-    angle = 2 * math.pi * turns.frac()
-    return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 def _rotary_times(

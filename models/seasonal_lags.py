@@ -8,6 +8,8 @@ parameters, no gradients.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
@@ -114,3 +116,10 @@ class SeasonalLags:
             values += [then, moved]
             known += [there, there & has_level[series]]
         return torch.stack(values, -1), torch.stack(known, -1)
+
+
+def calendar_features(seconds: Float64[Tensor, " row"]) -> Float64[Tensor, "row feature"]:
+    """Sine and cosine of the time of day, week and year (UTC)."""
+    turns = seconds.unsqueeze(-1) / torch.tensor(SEASONS_SECONDS, device=seconds.device)
+    angle = 2 * math.pi * turns.frac()
+    return torch.cat([angle.sin(), angle.cos()], -1)

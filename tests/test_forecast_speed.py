@@ -32,8 +32,10 @@ def speed() -> Iterator[Any]:
         yield module
 
 
-@pytest.mark.parametrize(("n_parameters", "expert_width"), [(300_000, None), (3_201_280, None),
-                                                            (60_384, 16), (3_201_280, 64)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("n_parameters", "expert_width"),
+    [(300_000, None), (3_201_280, None), (60_384, 16), (3_201_280, 64)],
+)
 def test_ours_grows_to_within_a_tenth_of_the_peer(
     speed: Any, n_parameters: int, expert_width: int | None
 ) -> None:
@@ -70,8 +72,8 @@ def quick(repository: Path, **environment: str) -> tuple[dict[str, Any], str]:
 def test_without_peers_it_says_so_and_measures_the_rest(repository: Path) -> None:
     found, said = quick(repository)
     assert found["mira_ratio"] is found["chronos_ratio"] is None
-    assert "skipped, TSFM_MIRA_PYTHON" in said
-    assert "skipped, TSFM_CHRONOS_PYTHON" in said
+    assert said.count("no interpreter given, not measured") == 2
+    assert said.count("  not measured") == 4  # two rows a peer
     assert 0 < found["update_ms"] < 1000
     costs = list(found["growth"].values())
     assert [cost["seconds"] > 0 for cost in costs] == [True, True]
@@ -88,7 +90,8 @@ def test_a_peer_takes_turns_with_ours_of_its_count(repository: Path, tmp_path: P
         "class Chronos2Model(torch.nn.Linear):\n"
         "    def __init__(self, config): super().__init__(200, 300)\n"
         "    def forward(self, context, num_output_patches):\n"
-        "        print('a library that prints'); time.sleep(1.0)\n"
+        "        print('a library that prints'); end = time.process_time() + 1.0\n"
+        "        while time.process_time() < end: pass\n"
         "        assert context.shape == (4, 448) and num_output_patches == 4\n"
     )
     found, _ = quick(

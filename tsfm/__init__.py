@@ -15,6 +15,7 @@ _PUBLIC: dict[str, str] = {
     "ingest_fhir": "tsfm.ingest.fhir_ndjson",
     "ingest_mimic4": "tsfm.ingest.mimic4",
     "ingest_meds": "tsfm.ingest.meds_dataset",
+    "ingest_eicu": "tsfm.ingest.eicu",
     "ingest_wfdb": "tsfm.ingest.wfdb_records",
     "simulate_hospital": "tsfm.simulation.hospital",
     "build_token_store": "tsfm.tokens.token_store",

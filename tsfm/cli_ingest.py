@@ -108,6 +108,98 @@ _add_tables_command(
 )
 
 
+@app.command("eicu", epilog="Example: tsfm ingest eicu eicu-crd/2.0/ --out events/")
+def ingest_eicu_command(
+    src: Source,
+    out: Out,
+    culture_delay_hours: Annotated[
+        float, typer.Option(help="Hours from taking a culture until its result is known.")
+    ] = 120.0,
+    n_shards: Shards = 4,
+    max_quarantined: MaxQuarantined = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Read the tables of eICU, or of its demo (CSV or CSV.gz).
+
+    eICU has minutes from the admission to a unit, and no dates. A subject is one hospital stay,
+    which ends on 1 July of its year; all stays of a patient are in one split. Nobody is watched
+    after the discharge: readmissions are unknown here.
+    """
+    from tsfm.ingest.eicu import ingest_eicu
+
+    finish(
+        ingest_eicu(
+            src,
+            out,
+            culture_delay_hours=culture_delay_hours,
+            n_shards=n_shards,
+            max_quarantined=max_quarantined,
+        ),
+        as_json,
+    )
+
+
+@app.command("p12", epilog="Example: tsfm ingest p12 set-a/ set-b/ --out events/")
+def ingest_p12_command(
+    src: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders with observations-*.parquet and outcomes-*.parquet.", show_default=False
+        ),
+    ],
+    out: Out,
+    n_shards: Shards = 4,
+    max_quarantined: MaxQuarantined = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Read ICU stays of the PhysioNet/CinC Challenge 2012.
+
+    The source has minutes since the admission and no dates: every stay is put at 2000-01-01.
+    Values of -1 are unknown; values that no living adult has are set aside. How a stay ended is an
+    event when it could be known; SAPS-I and SOFA are not read.
+    """
+    from tsfm.ingest.physionet2012 import ingest_physionet2012
+
+    finish(
+        ingest_physionet2012(src, out, n_shards=n_shards, max_quarantined=max_quarantined), as_json
+    )
+
+
+@app.command(
+    "diabetes130", epilog="Example: tsfm ingest diabetes130 diabetic_data.csv --out events/"
+)
+def ingest_diabetes130_command(
+    src: Annotated[Path, typer.Argument(help="CSV or CSV.gz of the stays.", show_default=False)],
+    out: Out,
+    mapping: Annotated[
+        Path | None, typer.Option(help="What the ids mean; by default IDs_mapping.csv beside it.")
+    ] = None,
+    coding_delay_hours: CodingDelay = 120.0,
+    n_shards: Shards = 4,
+    max_quarantined: MaxQuarantined = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Read UCI's Diabetes 130-US hospitals, stays with a true 30-day readmission label.
+
+    The source has no dates: stays follow each other in the order of their ids on a made-up clock,
+    and only the lengths of stays and the answer to "back within 30 days?" are true. That answer is
+    an event when the 30 days are over, never before.
+    """
+    from tsfm.ingest.diabetes130 import ingest_diabetes130
+
+    finish(
+        ingest_diabetes130(
+            src,
+            out,
+            mapping=mapping,
+            coding_delay_hours=coding_delay_hours,
+            n_shards=n_shards,
+            max_quarantined=max_quarantined,
+        ),
+        as_json,
+    )
+
+
 @app.command("wfdb", epilog="Example: tsfm ingest wfdb wfdb/ --out events/ --subjects records.csv")
 def ingest_wfdb_command(
     src: Source,

@@ -69,6 +69,11 @@ class KeptPoints(nn.Module):
         """Points kept."""
         return self._keys.n
 
+    @property
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Turned keys and values, (point, head, channel) each."""
+        return self._keys.held, self._values.held
+
     def take(
         self, points: Float[Tensor, "point model"], seconds: Float64[Tensor, " point"],
         series: Tensor,
@@ -77,9 +82,14 @@ class KeptPoints(nn.Module):
         x, attention = self.norm(points), self.attention
         turn = attention.rotary(seconds, None, x.dtype)
         shape = (-1, attention.n_kv_heads, attention.head_dim)
-        self._keys.append(rotate(attention.key(x).view(shape), *turn))
-        self._values.append(attention.value(x).view(shape))
-        self._series.append(series)
+        keys = rotate(attention.key(x).view(shape), *turn)
+        self._append(keys, attention.value(x).view(shape), series)
+
+    def _append(self, keys: Tensor, values: Tensor, series: Tensor) -> None:
+        self._keys.append(keys)
+        self._values.append(values)
+        if self.own_series:
+            self._series.append(series)
 
     def forward(
         self, query: Float[Tensor, "query model"], query_seconds: Float64[Tensor, " query"],
@@ -96,7 +106,7 @@ class KeptPoints(nn.Module):
             mask = group.unsqueeze(1) == self._series.held
         turn = attention.rotary(query_seconds, None, query.dtype)
         q = rotate(attention.query(query).unflatten(-1, (-1, attention.head_dim)), *turn)
-        return attention.out(attend_rows(q, self._keys.held, self._values.held, mask))
+        return attention.out(attend_rows(q, *self.held, mask))
 
 
 def attend_rows(

@@ -2,38 +2,36 @@
 
 A forecast at the bedside is thousands of operations on a handful of numbers each: what it costs is
 how many they are. The twin made here shares every parameter with the model and runs its code, but
-for parts that are put in others' places and give the same, to rounding:
+for layers over points: what they look at is kept (`kept_points`), and on a CPU a layer over series
+is compiled whole (`tsfm.kernels.numba_entity_block`).
 
-* attention over points looks at keys and values that are kept (`kept_points`),
-* the banks of all attentions turn the same few times: once for all (`_TurnTable`),
-* series of one entity need no borders (`_OneEntity`),
-* a few tokens go through all experts: sorting them by expert costs more (`_EveryExpert`).
-
-Weights must not change while a twin is in use: it keeps what follows from the banks' alone.
+Weights must not change while a twin is in use.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections import deque
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from tsfm.forecasting.kept_points import KeptPoints, attend_rows
+from tsfm.kernels.numba_entity_block import (
+    Attention,
+    Experts,
+    keys_and_values,
+    point_queries,
+    rest_of_block,
+)
 from tsfm.models.attention import CrossAttention, SelfAttention
-from tsfm.models.ct_rope import ContinuousTimeRotary, rotate
-from tsfm.models.experts import FrequencyAwareExperts, Routing
+from tsfm.models.experts import SwiGLU
 from tsfm.models.forecast_blocks import FeedForward, QueryBlock, VariableBlock
+from tsfm.models.forecast_data import ForecastContext
 from tsfm.models.forecaster import ForecasterModel
 from tsfm.models.mamba import RMSNorm
-
-_FEW = 256  # rows up to which all experts and all banks are worked out together
-_TIMES_KEPT = 3  # now, the last points and the new points of one forecast
-_HIGH_BITS = -(1 << 27)
 
 
 def serving_model(model: ForecasterModel) -> tuple[ForecasterModel, list[KeptPoints]]:
@@ -44,120 +42,123 @@ def serving_model(model: ForecasterModel) -> tuple[ForecasterModel, list[KeptPoi
     """
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     twin, kept = copy.deepcopy(model, shared), []
-    attentions = [m for m in twin.modules() if isinstance(m, SelfAttention | CrossAttention)]
-    table = _TurnTable([attention.rotary for attention in attentions])
-    for place, attention in enumerate(attentions):
-        attention.add_module("rotary", _Turns(attention.rotary, table, place))
-    for block in [*twin.variable_layers, *twin.query_layers]:
-        if isinstance(block, VariableBlock):
+    for module in list(twin.modules()):
+        if isinstance(getattr(module, "dropout", None), nn.Dropout):
+            module.add_module("dropout", nn.Identity())
+    for i, block in enumerate(twin.variable_layers):
+        assert isinstance(block, VariableBlock)
+        if _compiles(block):
+            whole = _CompiledBlock(block)
+            twin.variable_layers[i] = whole
+            kept.append(whole.points)
+        else:
             kept.append(KeptPoints(block.points, block.point_norm, own_series=False))
             block.add_module("points", kept[-1])
-            block.add_module("point_norm", nn.Identity())  # points come to it as they were kept
-            block.add_module("series", _OneEntity(block.series))
-        elif isinstance(block, QueryBlock) and block.points is not None:
+    for block in twin.query_layers:
+        assert isinstance(block, QueryBlock)
+        if block.points is not None:
             assert block.point_norms is not None
             norm = block.point_norms[1]
             assert isinstance(norm, RMSNorm)
             kept.append(KeptPoints(block.points, norm, own_series=True))
             block.add_module("points", kept[-1])
-            block.point_norms[1] = nn.Identity()
-        feed_forward = block.get_submodule("feed_forward")
-        assert isinstance(feed_forward, FeedForward)
-        if feed_forward.experts is not None:
-            feed_forward.add_module("experts", _EveryExpert(feed_forward.experts))
     return twin, kept
 
 
-class _TurnTable:
-    """Cosines and sines of all banks at once; those of the times asked last are kept."""
+class _CompiledPoints(KeptPoints):
+    """Points whose keys and values are made by compiled code."""
 
-    def __init__(self, banks: list[ContinuousTimeRotary]) -> None:
-        self.sizes = [bank.n_frequencies for bank in banks]
-        self._recent: deque[tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]] = deque(
-            maxlen=_TIMES_KEPT
+    def __init__(self, attention: CrossAttention, norm: RMSNorm, form: Attention) -> None:
+        super().__init__(attention, norm, own_series=False)
+        self._form, self._scale, self._eps = form, _array(norm.weight), np.float32(norm.eps)
+
+    def take(
+        self, points: Float[Tensor, "point model"], seconds: Float64[Tensor, " point"],
+        series: Tensor,
+    ) -> None:  # fmt: skip
+        """See `KeptPoints.take`."""
+        keys, values = (
+            torch.from_numpy(x).unflatten(-1, (self._form.n_heads, -1))
+            for x in keys_and_values(
+                points.contiguous().numpy(), seconds.numpy(), self._scale, self._eps, self._form
+            )
         )
-        if banks:
-            frequency = torch.cat([bank.log_frequency().detach() for bank in banks]).exp()
-            self._frequency = torch.stack(_halves(frequency)).unsqueeze(1)  # half, row, pair
-
-    def turns(
-        self, seconds: Float64[Tensor, " row"]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Cosines and sines of each bank, (row, pair) in float32."""
-        for known, cosines, sines in self._recent:
-            if known is seconds:
-                return cosines, sines
-        # Exact products of halves, less whole numbers before they are added, as in `ct_rope`.
-        upper, lower = _halves(seconds.unsqueeze(-1))
-        parts = torch.cat([upper * self._frequency, lower * self._frequency])
-        cycles = (parts - parts.round()).sum(0)
-        angle = (2 * math.pi * (cycles - cycles.round())).float()
-        found = angle.cos().split(self.sizes, 1), angle.sin().split(self.sizes, 1)
-        self._recent.append((seconds, *found))
-        return found
+        self._append(keys, values, series)
 
 
-class _Turns(nn.Module):
-    """One bank of a table; called as `ContinuousTimeRotary`."""
+class _CompiledBlock(nn.Module):
+    """A `VariableBlock` of one entity; called as that."""
 
-    def __init__(self, bank: ContinuousTimeRotary, table: _TurnTable, place: int) -> None:
+    def __init__(self, block: VariableBlock) -> None:
         super().__init__()
-        self.bank, self._table, self._place = bank, table, place
+        first, second = block.norms
+        assert isinstance(first, RMSNorm)
+        assert isinstance(second, RMSNorm)
+        self._to_points = _attention(block.points, first)
+        self._among = _attention(block.series, second)
+        self._experts = _experts(block.feed_forward)
+        self.points = _CompiledPoints(block.points, block.point_norm, self._to_points)
 
     def forward(
-        self, seconds: Float64[Tensor, " row"], reference_s: Tensor | None,
-        dtype: torch.dtype = torch.float32,
-    ) -> tuple[Float[Tensor, "row pair"], Float[Tensor, "row pair"]]:  # fmt: skip
-        if len(seconds) > _FEW or dtype != torch.float32:
-            return self.bank(seconds, None, dtype)
-        cosines, sines = self._table.turns(seconds)
-        return cosines[self._place], sines[self._place]
-
-
-class _OneEntity(nn.Module):
-    """Self-attention over the series of the only entity; called as `SelfAttention`."""
-
-    def __init__(self, attention: SelfAttention) -> None:
-        super().__init__()
-        self.attention = attention
-
-    def forward(
-        self, x: Float[Tensor, "series model"], seconds: Float64[Tensor, " series"],
-        cu_seqlens: Tensor,
+        self, x: Float[Tensor, "series model"], points: Tensor, context: ForecastContext,
+        seconds: Tensor, series_seconds: tuple[Float64[Tensor, " series"], ...],
+        rate: Float[Tensor, "series feature"],
     ) -> Float[Tensor, "series model"]:  # fmt: skip
-        attention = self.attention
-        turn = attention.rotary(seconds, None, x.dtype)
-        q, keys, values = (
-            F.linear(x, p.weight, p.bias).unflatten(-1, (-1, attention.head_dim))
-            for p in (attention.query, attention.key, attention.value)
-        )
-        y = attend_rows(rotate(q, *turn), rotate(keys, *turn), values)
-        return attention.out(y)
+        tokens = x.numpy()
+        now, last = (times.numpy() for times in series_seconds)
+        seen = x[:0]
+        if self.points.n_points:
+            q = torch.from_numpy(point_queries(tokens, now, self._to_points))
+            seen = attend_rows(q.unflatten(-1, (self._to_points.n_heads, -1)), *self.points.held)
+        given = (last, rate.numpy(), self._to_points, self._among, self._experts)
+        return torch.from_numpy(rest_of_block(tokens, seen.contiguous().numpy(), *given))
 
 
-class _EveryExpert(nn.Module):
-    """Experts of a few tokens without sorting: all are worked out; called as the layer itself."""
-
-    def __init__(self, experts: FrequencyAwareExperts) -> None:
-        super().__init__()
-        self.experts = experts
-
-    def forward(
-        self, x: Float[Tensor, "token model"], rate: Float[Tensor, "token feature"] | None = None
-    ) -> tuple[Float[Tensor, "token model"], Routing]:
-        experts = self.experts
-        if len(x) * experts.config.n_experts > _FEW:
-            return experts(x, rate)
-        routing = experts.route(x, rate)
-        weights = torch.zeros_like(routing.probabilities)
-        weights.scatter_(1, routing.experts, routing.weights)
-        gate, up = (x @ experts.gate_up).chunk(2, -1)  # (expert, token, inner)
-        inner = F.silu(gate) * up * weights.T.unsqueeze(-1)
-        routed = inner.transpose(0, 1).flatten(1) @ experts.out.flatten(0, 1)
-        return routed + torch.sigmoid(experts.shared_gate(x)) * experts.shared(x), routing
+def _compiles(block: VariableBlock) -> bool:
+    """Whether a layer is of the form and the kind of numbers that compiled code knows."""
+    plain = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in block.parameters())
+    attentions = all(
+        layer.n_kv_heads == layer.config.n_heads and not layer.config.bias
+        for layer in (block.points, block.series)
+    )
+    experts = block.feed_forward.experts
+    known = {"renormalise": True, "sees_rate": True, "balance": "bias"}
+    routed = experts is None or all(
+        getattr(experts.config, name) == form for name, form in known.items()
+    )
+    return plain and attentions and routed
 
 
-def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two parts that add up to float64 x, the first with the upper half of its digits."""
-    upper = (x.contiguous().view(torch.int64) & _HIGH_BITS).view(torch.float64)
-    return upper, x - upper
+def _array(tensor: Tensor) -> Any:
+    return np.ascontiguousarray(tensor.detach().numpy())
+
+
+def _attention(layer: CrossAttention | SelfAttention, norm: RMSNorm) -> Attention:
+    return Attention(
+        norm=_array(norm.weight), query=_array(layer.query.weight), key=_array(layer.key.weight),
+        value=_array(layer.value.weight), out=_array(layer.out.weight),
+        frequency=_array(layer.rotary.log_frequency().exp()), n_heads=layer.config.n_heads,
+        eps=np.float32(norm.eps),
+    )  # fmt: skip
+
+
+def _experts(layer: FeedForward) -> Experts:
+    experts = layer.experts
+    shared = layer.plain if experts is None else experts.shared
+    assert isinstance(shared, SwiGLU)
+    line, table, tables = (np.zeros((0,) * n, np.float32) for n in (1, 2, 3))
+    alone = Experts(
+        norm=_array(layer.norm.weight), gate_up=_array(shared.gate_up.weight),
+        out=_array(shared.out.weight), shared_gate=table, router=table, rate_router=table,
+        bias=line, balance=line, experts_gate_up=tables, experts_out=tables, top_k=0,
+        eps=np.float32(layer.norm.eps),
+    )  # fmt: skip
+    if experts is None:
+        return alone
+    assert experts.rate_router is not None
+    return alone._replace(
+        shared_gate=_array(experts.shared_gate.weight), router=_array(experts.router.weight),
+        rate_router=_array(experts.rate_router.weight), bias=_array(experts.rate_router.bias),
+        balance=_array(experts.balance_bias), experts_gate_up=_array(experts.gate_up),
+        experts_out=_array(experts.out), top_k=experts.config.top_k,
+    )  # fmt: skip

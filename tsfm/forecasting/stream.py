@@ -98,7 +98,9 @@ class ForecastStream:
         self._reader = StreamReader(self._model, n)
         asks_rates = bool(config.n_variable_layers or config.query_experts)
         hidden = weight.new_zeros(0, config.d_model)
-        self._points = StreamPoints(self._variable, hidden, rates=asks_rates)
+        self._points = StreamPoints(
+            self._variable, hidden, rates=asks_rates, keep_hidden=bool(self._kept)
+        )
         self._encoded: tuple[tuple[float, int], EncodedContext] | None = None
         self._set_scale(*self._scale_of(self._points.empty_context()))
         if start is not None:
@@ -346,14 +348,12 @@ class ForecastStream:
             return self._encoded[1]
         for kept in self._kept:
             kept.groups = points.present
-        n_kept = self._kept[0].n_points if self._kept else points.n
-        if n_kept < points.n:
-            new = slice(n_kept, points.n)
-            series, seconds = points.series.held[new], points.seconds.held[new]
+        if self._kept and self._kept[0].n_points < points.n:
+            hidden, seconds, series = points.new_points(self._kept[0].n_points)
             if self._model.config.clock == "context":
                 seconds = seconds / self.clock[series]
             for kept in self._kept:
-                kept.take(points.hidden.held[new], seconds, series)
+                kept.take(hidden, seconds, series)
         scale = self.location, self.spread, self.clock
         encoded = self._model.encoded(
             *points.last_points(now, scale, history=self._model.config.calendar)

@@ -8,6 +8,7 @@ told of the calendar, at its points a season ago. All but the last cost the same
 from __future__ import annotations
 
 import math
+from array import array
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from tsfm.forecasting.kept_points import GrowingRows
 from tsfm.forecasting.last_rates import last_rates
 from tsfm.forecasting.running_summary import RunningSummary
 from tsfm.models.experts import BAND_LOOKBACK, N_RATE_FEATURES
@@ -59,14 +59,14 @@ class StreamPoints:
 
     Args:
         variable: Variable of each series.
-        width: Of hidden states.
+        hidden: Hidden states of no points: their width and device.
         rates: Whether the model asks how fast series move.
+        keep_hidden: Whether `new_points` will be asked for.
 
     Attributes:
-        seconds: Times of all points in order of arrival, float64.
-        values: Their values in their own units, float64.
+        seconds: Times of all points in order of arrival.
+        values: Their values in their own units.
         series: Their series.
-        hidden: Their hidden states.
         first: Time of the earliest point; infinite without any.
         latest: The latest moment that the stream has been told of; minus infinite without any.
         recent: Of each series the last times and standardised values, as far back as rates look.
@@ -76,14 +76,14 @@ class StreamPoints:
     """
 
     def __init__(
-        self, variable: Int[Tensor, " series"], hidden: Float[Tensor, "0 model"], *, rates: bool
-    ) -> None:
+        self, variable: Int[Tensor, " series"], hidden: Float[Tensor, "0 model"], *, rates: bool,
+        keep_hidden: bool,
+    ) -> None:  # fmt: skip
         """Begin with empty series."""
         n, device = len(variable), variable.device
-        times = torch.zeros(0, dtype=torch.float64, device=device)
-        self.variable, self._asks_rates = variable, rates
-        self.seconds, self.values = GrowingRows(times), GrowingRows(times)
-        self.series, self.hidden = GrowingRows(times.long()), GrowingRows(hidden)
+        self.variable, self._asks_rates, self._keep_hidden = variable, rates, keep_hidden
+        self.seconds, self.values, self.series = array("d"), array("d"), array("q")
+        self._new_hidden = [hidden]
         self.first, self.latest = math.inf, -math.inf
         self.recent: list[deque[tuple[float, float]]] = [
             deque(maxlen=BAND_LOOKBACK + 1) for _ in range(n)
@@ -99,7 +99,7 @@ class StreamPoints:
     @property
     def n(self) -> int:
         """Points so far."""
-        return self.series.n
+        return len(self.series)
 
     def take(
         self, row: int, seconds: float, value: float, z: float, gap: float,
@@ -120,10 +120,11 @@ class StreamPoints:
         self._summary.take(row, z, gap)
         self._last_hidden[row] = hidden[0]
         self._last_seconds[row] = seconds
-        self.seconds.append(torch.tensor([seconds], dtype=torch.float64))
-        self.values.append(torch.tensor([value], dtype=torch.float64))
-        self.series.append(torch.tensor([row]))
-        self.hidden.append(hidden)
+        self.seconds.append(seconds)
+        self.values.append(value)
+        self.series.append(row)
+        if self._keep_hidden:
+            self._new_hidden.append(hidden)
         self._rates_behind.add(row)
         self.first, self.latest = min(self.first, seconds), max(self.latest, seconds)
         if new:
@@ -152,16 +153,30 @@ class StreamPoints:
         self._summary.set(summary)
         last = context.cu_points[1:][there] - 1
         self._last_hidden[there], self._last_seconds[there] = hidden[last], context.seconds[last]
-        self.seconds.append(context.seconds)
-        self.values.append(values)
-        self.series.append(context.series_of_point())
-        self.hidden.append(hidden)
+        self.seconds.extend(context.seconds.tolist())
+        self.values.extend(values.tolist())
+        self.series.extend(context.series_of_point().tolist())
+        if self._keep_hidden:
+            self._new_hidden.append(hidden)
         self.first = min(self.first, float(context.seconds.min()))
         self._note_presence()
 
+    def new_points(
+        self, n_kept: int
+    ) -> tuple[Float[Tensor, "point model"], Float64[Tensor, " point"], Int[Tensor, " point"]]:
+        """Hidden states, times and series of points that came since the last call.
+
+        Args:
+            n_kept: Points that came before.
+        """
+        hidden = torch.cat(self._new_hidden)
+        self._new_hidden = [hidden[:0]]
+        seconds, series = self.seconds[n_kept:], self.series[n_kept:]
+        return hidden, self._tensor(seconds, torch.float64), self._tensor(series, torch.int64)
+
     def empty_context(self) -> ForecastContext:
         """Without points, as of the latest moment."""
-        none = self.seconds.held[:0]
+        none = self._last_seconds[:0]
         borders = torch.zeros(len(self.variable) + 1, dtype=torch.int64, device=none.device)
         return ForecastContext(
             none, none, borders, self.variable, self._entity, none.new_tensor([self.latest])
@@ -169,11 +184,13 @@ class StreamPoints:
 
     def context(self, now: float) -> ForecastContext:
         """All points, series by series, in their own units and float64."""
-        order = self.series.held.argsort(stable=True)
-        counts = torch.bincount(self.series.held, minlength=len(self.variable))
+        series = self._tensor(self.series, torch.int64)
+        order = series.argsort(stable=True)
+        counts = torch.bincount(series, minlength=len(self.variable))
         return replace(
-            self.empty_context(), seconds=self.seconds.held[order],
-            values=self.values.held[order], cu_points=F.pad(counts.cumsum(0), (1, 0)),
+            self.empty_context(), seconds=self._tensor(self.seconds, torch.float64)[order],
+            values=self._tensor(self.values, torch.float64)[order],
+            cu_points=F.pad(counts.cumsum(0), (1, 0)),
             now_seconds=self._last_seconds.new_tensor([now]),
         )  # fmt: skip
 
@@ -204,6 +221,10 @@ class StreamPoints:
             self.first if self.n else now, past,
         )  # fmt: skip
         return context, self._last_hidden[self.present], summary
+
+    def _tensor(self, numbers: array[float] | array[int], dtype: torch.dtype) -> Tensor:
+        # By way of numpy: of an array torch reads one number after another.
+        return torch.tensor(np.array(numbers), dtype=dtype, device=self.variable.device)
 
     def _note_presence(self) -> None:
         there = torch.tensor([bool(recent) for recent in self.recent], device=self.variable.device)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tsfm.models.attention import KeyValueCache, SelfAttention
 from tsfm.models.forecast_data import ForecastContext
-from tsfm.models.forecaster import CLIPPED, ForecasterModel, calendar_features
+from tsfm.models.forecaster import CLIPPED, ForecasterModel
 from tsfm.models.mamba import BlockState, MambaState
+from tsfm.models.seasonal_lags import calendar_features
 
 
 class StreamReader:
@@ -31,9 +32,13 @@ class StreamReader:
     def __init__(self, model: ForecasterModel, n_series: int) -> None:
         """Begin with nothing read."""
         self._reader, self._by_variable, self._config = model.reader, model.variable, model.config
-        device = model.variable.weight.device
-        self._slots = torch.arange(n_series, device=device).split(1)
         self._mamba_state = _empty_state(model, n_series)
+        # Views: what a step writes into one is in the table.
+        self._state_of = [] if self._mamba_state is None else [
+            MambaState(tuple(BlockState(*(x[row : row + 1] for x in block))
+                             for block in self._mamba_state.blocks))
+            for row in range(n_series)
+        ]  # fmt: skip
         self._keys: list[list[KeyValueCache]] = []
         for layer in self._reader.attention or ():
             attend = layer.get_submodule("attend")
@@ -69,11 +74,8 @@ class StreamReader:
             told = torch.cat([told, calendar_features(at).to(told)], -1)
         x = self._reader.embed(told) + self._by_variable(variable)
         if self._reader.mamba is not None:
-            assert self._mamba_state is not None
-            slot = self._slots[row]
-            x = self._reader.mamba.step(
-                x, torch.tensor([gap], device=device), self._mamba_state, slot, slot
-            )
+            gaps = torch.tensor([gap], device=device)
+            x = self._reader.mamba.step(x, gaps, self._state_of[row])
         return self._attend(x, at, row, clock)
 
     def read(self, context: ForecastContext) -> Float[Tensor, "point model"]:
