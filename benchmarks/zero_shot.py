@@ -98,10 +98,10 @@ def scores_of(windows: list[Window], answer: Answer) -> dict[str, float]:
     }
 
 
-def ranks(table: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Mean rank of each model over the sets, by weighted quantile loss; 1 is best."""
+def ranks(table: dict[str, dict[str, dict[str, float]]], score: str = "wql") -> dict[str, float]:
+    """Mean rank of each model over the sets, by a score; 1 is best."""
     models = list(table)
-    losses = np.array([[told["wql"] for told in table[model].values()] for model in models])
+    losses = np.array([[told[score] for told in table[model].values()] for model in models])
     order = losses.argsort(0).argsort(0) + 1
     return {model: float(order[i].mean()) for i, model in enumerate(models)}
 
@@ -142,7 +142,7 @@ def compare(
 def show(table: dict[str, dict[str, dict[str, float]]], score: str) -> None:
     """Print one score."""
     sets = list(next(iter(table.values())))
-    mean_rank = ranks(table)
+    mean_rank = ranks(table, score)
     print(f"\n{score:<18}" + "".join(f"{name:>10}" for name in sets) + f"{'mean rank':>12}")
     for model in sorted(table, key=lambda m: mean_rank[m]):
         cells = "".join(f"{table[model][name][score]:>10.4f}" for name in sets)

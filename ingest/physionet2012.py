@@ -1,9 +1,9 @@
-# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: strict
 """ICU stays of the PhysioNet/CinC Challenge 2012 to the event table.
 
-A folder holds `observations-*.parquet` (record_id, minute, parameter, value: the rows of the
-published text files) and `outcomes-*.parquet` (record_id and the columns of `Outcomes-*.txt`). What
-a row says is declared in `physionet2012_tables`; this file finds the files, runs them and sums up.
+A folder is a set as published, one text file a stay, or the same rows as parquet; the files are
+`physionet2012_files`' business. What a row says is declared in `physionet2012_tables`; this file
+runs them and sums up.
 
 **Clock.** The source has minutes since the admission to the ICU and no dates. Every stay is put at
 the same made-up moment, 2000-01-01T00:00, so intervals within a stay are true and calendar dates
@@ -17,22 +17,21 @@ are taken as known then.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tsfm.checked_parquet import typed_errors
 from tsfm.errors import FormatError, InputError
 from tsfm.event_table import EventWriter
 from tsfm.ingest import physionet2012_tables as tables
 from tsfm.ingest.csv_rows import LINE
+from tsfm.ingest.physionet2012_files import find_files, read_observations, read_outcomes
 from tsfm.ingest.provenance import IngestSummary, dataset_facts
 from tsfm.ingest.quarantine import Quarantine
+from tsfm.ingest.source_table import SourceTable
 from tsfm.ingest.table_events import TableEvents
 
 BATCH_ROWS = 1 << 18
@@ -40,7 +39,6 @@ SYNTHETIC_CLOCK = (
     f"every ICU admission is put at {tables.ADMITTED.isoformat()}: times since it are true, "
     "dates and hours of the day are not"
 )
-_KEY = "record_id"
 
 
 def ingest_physionet2012(
@@ -55,7 +53,7 @@ def ingest_physionet2012(
     """Read folders of observations and outcomes into a new event table.
 
     Args:
-        folders: One folder or several.
+        folders: One folder or several, such as `set-a`.
         out: Root of the data set to write.
         n_shards: Event files to spread the subjects over.
         progress: Show a progress bar; None: on a terminal only.
@@ -64,11 +62,12 @@ def ingest_physionet2012(
 
     Raises:
         InputError: `missing_source`, `empty_source`, `repeated_stay` or `output_exists`.
-        FormatError: `missing_column`, `bad_parquet` or `too_many_quarantined`.
+        FormatError: `missing_column`, `no_header`, `bad_csv`, `bad_parquet` or
+            `too_many_quarantined`.
         IntegrityError: `checksum_mismatch`.
     """
     sources = [folders] if isinstance(folders, (str, Path)) else folders
-    paths = _find_files([Path(source) for source in sources])
+    observations, outcomes = find_files([Path(source) for source in sources])
     summary = IngestSummary("physionet2012")
     with EventWriter(out, n_shards=n_shards) as writer:
         for stale in (Path(out) / "quarantine").glob("*.ndjson"):
@@ -76,7 +75,7 @@ def ingest_physionet2012(
         quarantine = Quarantine(out)
         try:
             events = TableEvents(writer, quarantine, summary)
-            stays = _read_all(paths, events, summary, batch_rows, progress)
+            stays = _read_all(observations, outcomes, events, summary, batch_rows, progress)
         finally:
             quarantine.close()
         summary.quarantined = dict(quarantine.counts)
@@ -115,70 +114,58 @@ def ingest_physionet2012(
     return summary
 
 
-def _find_files(folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files of each table, in the order of the folders."""
-    found: dict[str, list[Path]] = {"observations": [], "outcomes": []}
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(
-                "no such folder", code="missing_source", place=str(folder), remedy="Check the path."
-            )
-        for name, paths in found.items():
-            here = sorted(folder.glob(f"{name}-*.parquet"))
-            if not here and name == "observations":
-                raise InputError(
-                    "no observations-*.parquet",
-                    code="empty_source",
-                    place=str(folder),
-                    remedy="Give the folder of the Challenge 2012 tables.",
-                )
-            paths += here
-    return found
-
-
 def _read_all(
-    paths: dict[str, list[Path]],
+    observation_files: list[Path],
+    outcome_files: list[Path],
     events: TableEvents,
     summary: IngestSummary,
     batch_rows: int,
     progress: bool | None,
 ) -> list[int]:
     """Read all files; the subjects that have events."""
-    observations, outcomes = tables.observations(), tables.outcomes()
     stays: set[int] = set()
+    told: set[int] = set()
+    n_left = 0
+    size = sum(path.stat().st_size for path in observation_files + outcome_files)
     hide = None if progress is None else not progress
-    files = [path for name in paths for path in paths[name]]
-    with tqdm(total=sum(p.stat().st_size for p in files), unit="B", unit_scale=True, disable=hide,
-              desc="physionet2012") as bar:  # fmt: skip
-        for path in paths["observations"]:
+    with tqdm(total=size, unit="B", unit_scale=True, desc="physionet2012", disable=hide) as bar:
+        table = tables.observations()
+        held: list[pl.DataFrame] = []
+        for path in observation_files:
             here: set[int] = set()
-            for rows in _batches(path, observations.columns, batch_rows):
-                cleaned = tables.add_times(events.clean(observations, path.name, rows, []))
+            for rows, bad in read_observations(path, batch_rows):
+                cleaned = events.clean(table, path.name, rows, bad)
                 here.update(cleaned["subject_id"].unique())
-                events.write(observations, cleaned)
+                held.append(cleaned)
+                if sum(frame.height for frame in held) >= batch_rows:
+                    _write(events, table, held)
             _check_new(stays & here, path)
             stays |= here
             bar.update(path.stat().st_size)
+        _write(events, table, held)
         events.subjects = pl.Series(sorted(stays), dtype=pl.Int64)
-        told: set[int] = set()
-        n_left = 0
-        for path in paths["outcomes"]:
+        table = tables.outcomes()
+        for path in outcome_files:
             # Whole, since two rows of a stay contradict each other wherever they stand.
-            frames = list(_batches(path, outcomes.columns, batch_rows))
-            if not frames:
-                continue
-            rows = tables.add_outcome_times(
-                events.clean(outcomes, path.name, pl.concat(frames), [])
-            )
-            here = set(rows["subject_id"])
+            rows, bad = read_outcomes(path, table.columns)
+            ends = tables.add_outcome_times(events.clean(table, path.name, rows, bad))
+            here = set(ends["subject_id"])
             _check_new(told & here, path)
             told |= here
-            n_left += rows.height - rows[tables.LEFT].null_count()
-            events.write(outcomes, rows)
+            n_left += ends.height - ends[tables.LEFT].null_count()
+            events.write(table, ends)
             bar.update(path.stat().st_size)
     if len(stays) > n_left:
         summary.notes.append(f"{len(stays) - n_left:,} stays have no discharge: none is known")
     return sorted(stays)
+
+
+def _write(events: TableEvents, table: SourceTable, held: list[pl.DataFrame]) -> None:
+    """Write the events of rows held back from many small files, and hold them no more."""
+    if held:
+        rows = pl.concat(held).with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias(LINE))
+        events.write(table, tables.add_times(rows))
+        held.clear()
 
 
 def _check_new(again: set[int], path: Path) -> None:
@@ -189,29 +176,3 @@ def _check_new(again: set[int], path: Path) -> None:
             place=path.name,
             remedy="Give each set once.",
         )
-
-
-def _batches(path: Path, columns: tuple[str, ...], batch_rows: int) -> Iterator[pl.DataFrame]:
-    """Rows as text columns with their number in the file, from 1."""
-    wanted = {_KEY if name == "subject_id" else name for name in columns}
-    n_before = 0
-    with typed_errors(path.name, remedy="Copy the file again from its source."):
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        names = {name.lower(): name for name in file.schema_arrow.names}
-        for name in sorted(wanted - names.keys()):
-            raise FormatError(
-                f"column '{name}' is missing",
-                code="missing_column",
-                place=path.name,
-                remedy=f"The table needs {', '.join(sorted(wanted))}.",
-            )
-        read = [names[name] for name in sorted(wanted)]
-        for batch in file.iter_batches(batch_rows, columns=read):
-            frame = pl.DataFrame(pa.Table.from_batches([batch]))
-            lines = pl.int_range(n_before + 1, n_before + frame.height + 1, dtype=pl.Int64)
-            n_before += frame.height
-            text = frame.rename(str.lower).with_columns(pl.all().cast(pl.String))
-            yield text.select(
-                *(pl.col(_KEY if name == "subject_id" else name).alias(name) for name in columns),
-                lines.alias(LINE),
-            )

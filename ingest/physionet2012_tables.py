@@ -140,7 +140,7 @@ DESCRIPTIONS = {p.code(name): f"{p.text} ({name})" for name, p in PARAMETERS.ite
 
 
 def observations() -> SourceTable:
-    """`observations-*.parquet`: one value a row; a stay's first usable row is its admission."""
+    """Observations: one value a row; a stay's first usable row is its admission."""
     name, minute = pl.col("parameter"), pl.col("minute").cast(pl.Int64, strict=False)
     value, known = plain_number("value"), plain_number("value") != UNKNOWN_VALUE
     bounds = {n: (p.low, p.high) for n, p in PARAMETERS.items()} | _DESCRIPTORS
@@ -169,6 +169,7 @@ def observations() -> SourceTable:
             ("unknown_parameter", ~name.is_in(read)),
             ("bad_value", value.is_null()),
             ("implausible_value", known & ~value.is_between(low, high)),
+            ("wrong_record", (name == "RecordID") & (value != pl.col("record_id"))),
             ("bad_value", known & is_category & (value != whole)),
         ),
         rules=(
@@ -205,7 +206,7 @@ def add_times(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def outcomes() -> SourceTable:
-    """`outcomes-*.parquet`: how a stay ended, one row a stay."""
+    """Outcomes: how a stay ended, one row a stay."""
     died, stay, survival = (_whole(n) for n in ("in-hospital_death", "length_of_stay", "survival"))
     has_stay, has_death = stay != UNKNOWN_VALUE, survival != UNKNOWN_VALUE
     both = has_stay & has_death

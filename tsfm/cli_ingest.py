@@ -144,7 +144,7 @@ def ingest_p12_command(
     src: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders with observations-*.parquet and outcomes-*.parquet.", show_default=False
+            help="Folders of sets: text files as published, or parquet.", show_default=False
         ),
     ],
     out: Out,
