@@ -203,6 +203,7 @@ def test_a_second_outcome_of_a_stay_is_set_aside(ingest: Callable[..., Result]) 
         ((7, 0, "Age", 202.0), "implausible_value"),
         ((7, 0, "Gender", 0.5), "bad_value"),
         ((7, 0, "ICUType", 5.0), "implausible_value"),
+        ((7, 0, "RecordID", 8.0), "wrong_record"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_set_aside_with_its_reason(
@@ -281,6 +282,45 @@ def test_events_do_not_depend_on_the_size_of_batches(tmp_path: Path) -> None:
     ingest_physionet2012(tmp_path / "src", tmp_path / "cut", batch_rows=7)
     whole, cut = (pl.concat(event_table.scan_events(tmp_path / n)) for n in ("whole", "cut"))
     assert cut.equals(whole)
+
+
+def test_text_files_as_published_give_the_events_of_the_parquet(tmp_path: Path) -> None:
+    rows: list[Row] = [*DESCRIPTORS, (7, 67, "HR", 73.0), (7, 2880, "Temp", 35.1)]
+    write_observations(tmp_path / "parquet", rows)
+    write_outcomes(tmp_path / "parquet", [ALIVE])
+    lines = [
+        f"{m // 60:02}:{m % 60:02},{name},{value}" for _, m, name, value in rows if m is not None
+    ]
+    folder = tmp_path / "set-a"
+    folder.mkdir()
+    text = "\n".join(["Time,Parameter,Value", "00:00,RecordID,7", *lines, ""])
+    (folder / "7.txt").write_text(text)
+    header = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death"
+    (tmp_path / "Outcomes-a.txt").write_text(f"{header}\n{','.join(map(str, ALIVE))}\n")
+    ingest_physionet2012(tmp_path / "parquet", tmp_path / "out")
+    for beside in (True, False):
+        if not beside:
+            (tmp_path / "Outcomes-a.txt").rename(folder / "Outcomes-a.txt")
+        summary = ingest_physionet2012(folder, tmp_path / f"out-{beside}")
+        assert summary.rows_read == {"observations": len(rows) + 1, "outcomes": 1}
+        tables = [tmp_path / "out", tmp_path / f"out-{beside}"]
+        expected, found = (pl.concat(event_table.scan_events(table)) for table in tables)
+        assert found.equals(expected)
+
+
+def test_broken_rows_of_a_text_file_are_set_aside_with_file_and_line(tmp_path: Path) -> None:
+    good = "\n".join(["Time,Parameter,Value", "00:00,Age,54", *["01:07,HR,73"] * 9, ""])
+    (tmp_path / "7.txt").write_text(good)
+    bad = ["00:05,,73", "00:75,HR,73", "soon,HR,73", "00:05,HR", "49:00,HR,73", "00:05,HR,7"]
+    (tmp_path / "8.txt").write_text(good + "\n".join(bad))
+    summary = ingest_physionet2012(tmp_path, tmp_path / "out")
+    assert summary.quarantined == {
+        "no_code": 1, "bad_time": 2, "ragged_row": 1, "time_out_of_range": 1, "unfinished_row": 1,
+    }  # fmt: skip
+    accounted = (summary.rows_used, summary.quarantined)
+    assert summary.n_rows == 26 == sum(sum(counts.values()) for counts in accounted)
+    place = (tmp_path / "out" / "quarantine" / "no_code.ndjson").read_text()
+    assert place.startswith('{"file": "8.txt", "line": 12, "kind": "observations"')
 
 
 def test_what_is_no_source_is_refused_with_its_place(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,3 +65,24 @@ def test_labels_of_the_tasks_are_those_of_the_outcomes(release: Release) -> None
         assert labels.height > 6700
         assert (labels["boolean_value"] == labels.select(truth).to_series()).all()
     assert summary.events_by_class["HOSPITAL_DISCHARGE"] == 8000 - 117
+
+
+def test_the_published_text_files_give_the_events_of_the_parquet(
+    data_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    src = data_dir("physionet2012")
+    shutil.copytree(src / "raw" / "set-a", tmp_path / "text")
+    shutil.copy(src / "raw" / "Outcomes-a-subset.txt", tmp_path / "text" / "Outcomes-a.txt")
+    stays = [int(path.stem) for path in (src / "raw" / "set-a").glob("*.txt")]
+    (tmp_path / "parquet").mkdir()
+    for name in ("observations-a", "outcomes-a"):
+        table = pl.read_parquet(src / f"{name}.parquet")
+        rows = table.filter(pl.col("record_id").is_in(stays))
+        rows.write_parquet(tmp_path / "parquet" / f"{name}.parquet")
+    for kind in ("text", "parquet"):
+        summary = ingest_physionet2012(tmp_path / kind, tmp_path / f"{kind}-out")
+        assert summary.n_subjects == len(stays)
+    text, parquet = (
+        pl.concat(event_table.scan_events(tmp_path / f"{kind}-out")) for kind in ("text", "parquet")
+    )
+    assert text.equals(parquet)

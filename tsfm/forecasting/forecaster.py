@@ -248,8 +248,7 @@ class Forecaster:
             self.model, self.calibration if calibrated else None, history, layout, asked, levels,
             batch_size=batch_size,
         )  # fmt: skip
-        order = np.argsort(asked["row"].to_numpy())
-        borders = np.cumsum(lengths)[:-1]
+        order, borders = np.argsort(asked["row"].to_numpy()), np.cumsum(lengths)[:-1]
         return np.split(quantiles[order], borders), np.split(mean[order], borders)
 
     def predict(
@@ -342,10 +341,9 @@ class Forecaster:
         found = calibrate(
             self.model, packed, names, n_ahead=prediction_length, batch_size=batch_size, seed=seed
         )
-        return Forecaster(
-            self.model, variables=self.variables, covariates=self.covariates, calibration=found,
-            facts=self.facts,
-        )  # fmt: skip
+        other = copy.copy(self)
+        other.calibration, other.hash, other.facts = found, "", dict(self.facts)
+        return other
 
     def live(
         self, *, adaptive: float | None = None, time_unit: str | None = None
@@ -398,7 +396,5 @@ class Forecaster:
         )  # fmt: skip
 
     def _repr_html_(self) -> str:
-        return forecaster_html(self.model, self.variables, self.covariates, {
-            "calibrated": "yes" if self.calibration else "no",
-            "hash": self.hash[:12] or "not saved",
-        })  # fmt: skip
+        told = {"calibrated": "yes" if self.calibration else "no", "hash": self.hash[:12]}
+        return forecaster_html(self.model, self.variables, self.covariates, told)

@@ -24,7 +24,7 @@ def forecaster_html(
         model: Network.
         variables: Its known variables.
         covariates: Its known covariates.
-        facts: Further rows.
+        facts: Further rows; an empty one is left out.
     """
     shown = [f"{v.name} ({v.unit})" if v.unit else v.name for v in variables]
     more = f" and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
@@ -34,5 +34,5 @@ def forecaster_html(
         "covariates": ", ".join(c.name for c in covariates) or "none",
         **facts,
     }
-    cells = "".join(f"<tr><td>{k}</td><td>{escape(v)}</td></tr>" for k, v in rows.items())
+    cells = "".join(f"<tr><td>{k}</td><td>{escape(v)}</td></tr>" for k, v in rows.items() if v)
     return f"<b>forecaster</b><table>{cells}</table>"
