@@ -198,15 +198,20 @@ def row(name: str, told: dict[str, Any], protocol: Protocol) -> str:
     return f"{name:<34}" + "".join(cells)
 
 
-def show_variables(protocol: Protocol, ours: np.ndarray, trees: np.ndarray) -> None:
-    """Errors by variable beside boosting's, largest first."""
+def show_variables(
+    protocol: Protocol, ours: np.ndarray, trees: np.ndarray, told: dict[str, Any]
+) -> None:
+    """Errors by variable beside boosting's, largest first, and coverage."""
     truth = targets_of(protocol, TEST)
     theirs = {r["variable"]: r for r in per_variable(protocol, truth, trees)}
-    print(f"\n{'variable':<14}{'points':>8}{'ours mse':>12}{'boosting':>12}{'ratio':>8}")
+    print(f"\n{'variable':<14}{'points':>8}{'ours mse':>12}{'boosting':>12}{'ratio':>8}"
+          f"{'80 %':>8}{'95 %':>8}")  # fmt: skip
+    inside = told["coverage_80_by_variable"], told["coverage_95_by_variable"]
     for r in per_variable(protocol, truth, ours):
         other = theirs[r["variable"]]["mse"]
         ratio = r["mse"] / other if other > 1e-12 else 1.0
-        print(f"{r['variable']:<14}{r['n']:>8}{r['mse']:>12.6f}{other:>12.6f}{ratio:>8.3f}")
+        shares = "".join(f"{share[r['variable']]:>8.3f}" for share in inside)
+        print(f"{r['variable']:<14}{r['n']:>8}{r['mse']:>12.6f}{other:>12.6f}{ratio:>8.3f}{shares}")
 
 
 def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -247,13 +252,13 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seeds": list(chosen.seeds), "n_stays": len(protocol.record_ids),
         "seeds_averaged": scores(protocol, truth, mean_point),
     }  # fmt: skip
-    show_variables(protocol, results[0].point, of_test(protocol, trees))
+    show_variables(protocol, results[0].point, of_test(protocol, trees), results[0].told)
     print("\ncoverage by hours ahead (80 %, 95 %), seed", chosen.seeds[0])
     first = results[0].told
     for hours, share in first["coverage_80_by_horizon"].items():
         print(f"  {hours:<10}{share:.3f}   {first['coverage_95_by_horizon'][hours]:.3f}")
-    told["coverage_by_horizon"] = [first["coverage_80_by_horizon"],
-                                   first["coverage_95_by_horizon"]]  # fmt: skip
+    for by in ("horizon", "variable"):
+        told[f"coverage_by_{by}"] = [first[f"coverage_{p}_by_{by}"] for p in (80, 95)]
     if chosen.query_pattern:
         told["query_pattern"] = query_pattern(work, chosen)
     if chosen.peers:

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tsfm.errors import InputError
+from tsfm.kernels import numba_experts
 from tsfm.kernels.argument_checks import check_borders
 
 LAGS = (1, 4, 16)
@@ -218,6 +219,8 @@ def grouped_experts(
         gate_up: First matrices, the gate's columns before the others.
         out: Last matrices.
     """
+    if numba_experts.serves(x, gate_up):
+        return numba_experts.many_experts(x, experts, weights, gate_up, out)
     chosen = experts.flatten()
     by_expert = chosen.argsort(stable=True)
     sizes = _counts(chosen, len(gate_up)).tolist()
