@@ -107,7 +107,7 @@ def test_asking_for_help_is_quick() -> None:
         "import tsfm.cli",
         "import tsfm.ingest.fhir_ndjson",
         "import tsfm.ingest.mimic4",
-        "import tsfm.ingest.eicu",
+        "import tsfm.ingest.eicu, tsfm.ingest.physionet2012, tsfm.ingest.diabetes130",
         "import tsfm.ingest.meds_dataset",
         "import tsfm.ingest.wfdb_records",
         "import tsfm.tokens.token_store",

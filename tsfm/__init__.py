@@ -16,6 +16,8 @@ _PUBLIC: dict[str, str] = {
     "ingest_mimic4": "tsfm.ingest.mimic4",
     "ingest_meds": "tsfm.ingest.meds_dataset",
     "ingest_eicu": "tsfm.ingest.eicu",
+    "ingest_physionet2012": "tsfm.ingest.physionet2012",
+    "ingest_diabetes130": "tsfm.ingest.diabetes130",
     "ingest_wfdb": "tsfm.ingest.wfdb_records",
     "simulate_hospital": "tsfm.simulation.hospital",
     "build_token_store": "tsfm.tokens.token_store",

@@ -111,7 +111,7 @@ def test_a_source_that_cannot_be_read_fails_and_leaves_no_table(
     assert not list(tmp_path.glob("out/data/*.parquet"))
 
 
-@pytest.mark.parametrize("kind", ["fhir", "mimic4", "meds", "wfdb", "eicu"])
+@pytest.mark.parametrize("kind", ["fhir", "mimic4", "meds", "wfdb", "eicu", "p12"])
 def test_a_folder_that_is_empty_or_not_there_is_named(
     tsfm: Callable[..., Any], tmp_path: Path, kind: str
 ) -> None:
