@@ -89,7 +89,7 @@ class Sizes:
 
 
 QUICK = Sizes(
-    mira=(32, 64, 1, 2), chronos=(32, 8, 64, 1, 4), expert_width=16, rounds=1, loop_rounds=1,
+    mira=(32, 96, 1, 2), chronos=(40, 8, 80, 1, 4), expert_width=16, rounds=1, loop_rounds=1,
     runs=1, points_before=40, updates=5, lengths=(500, 2_000), fitted_from=500,
 )  # fmt: skip
 PUBLISHED = Sizes(

@@ -25,7 +25,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tsfm.errors import InputError
-from tsfm.kernels import numba_experts
 from tsfm.kernels.argument_checks import check_borders
 
 LAGS = (1, 4, 16)
@@ -36,6 +35,7 @@ N_RATE_FEATURES = 3 + N_BAND_FEATURES
 BALANCES = ("bias", "loss", "none")
 RESOLUTION = 1e-4  # in the values' units: smaller moves are not told from rest
 ONE_MOMENT_HOURS = 1e-12
+MANY_EXPERTS = 16
 LOG_UNIT = 5.0  # brings log hours, -14 at 250 Hz and 9 at a year, to the size of one
 
 
@@ -219,7 +219,9 @@ def grouped_experts(
         gate_up: First matrices, the gate's columns before the others.
         out: Last matrices.
     """
-    if numba_experts.serves(x, gate_up):
+    if _one_by_one(x, gate_up):
+        from tsfm.kernels import numba_experts
+
         return numba_experts.many_experts(x, experts, weights, gate_up, out)
     chosen = experts.flatten()
     by_expert = chosen.argsort(stable=True)
@@ -233,6 +235,13 @@ def grouped_experts(
     place[by_expert] = torch.arange(len(place), device=place.device)
     mapped = mapped[place].unflatten(0, experts.shape)
     return torch.einsum("tkm,tk->tm", mapped, weights.to(mapped))
+
+
+def _one_by_one(x: Tensor, gate_up: Tensor) -> bool:
+    """Whether experts are so many that calls of torch take longer than their arithmetic."""
+    plain = x.device.type == "cpu" and x.dtype == gate_up.dtype == torch.float32
+    traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return plain and not traced and len(gate_up) > MANY_EXPERTS
 
 
 def switch_loss(routings: Sequence[Routing]) -> Float[Tensor, ""]:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from tsfm.errors import InputError
-from tsfm.models.experts import N_RATE_FEATURES, rate_features
+from tsfm.models.experts import BAND_LOOKBACK, N_RATE_FEATURES, rate_features
 from tsfm.models.series_scale import fit_series_scale
 
 # A slip of the keyboard (1e25 for a heart rate) must not become an overflow in float32.
@@ -163,9 +164,14 @@ class ForecastContext:
         there = self.cu_points.diff() > 0
         if not bool(there.any()):
             return rates
+        # Earlier points have no say in the features of a last one.
+        counts = self.cu_points.diff()[there].clamp(max=BAND_LOOKBACK + 1)
+        place = torch.arange(len(self.values), device=rates.device)
+        late = place >= (self.cu_points[1:] - BAND_LOOKBACK - 1)[self._series]
         hours = self.gaps() * (self.clock_seconds[self._series] / 3600.0).float()
-        told = rate_features(self.values, hours, self.cu_points.unique_consecutive())
-        rates[there] = told[(self.cu_points[1:] - 1)[there]].to(rates)
+        ends = counts.cumsum(0)
+        told = rate_features(self.values[late], hours[late], F.pad(ends, (1, 0)))
+        rates[there] = told[ends - 1].to(rates)
         return rates
 
     def scaled_by(self, location: Tensor, spread: Tensor) -> ForecastContext:

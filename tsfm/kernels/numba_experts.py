@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Experts from which it pays.
-MANY = 16
 _JIT: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 _FLAGS = {"contract", "arcp", "nsz", "reassoc"}
 _ONE = np.float32(1.0)
@@ -59,17 +57,6 @@ def _forward(x, experts, weights, gate_up, out):
         for i in range(first, end):
             y[token[i]] += mapped[i - first]
     return y
-
-
-def serves(x: Tensor, gate_up: Tensor) -> bool:
-    """Whether this kernel is the one to take."""
-    return (
-        len(gate_up) > MANY
-        and x.device.type == "cpu"
-        and x.dtype == gate_up.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
 
 
 def many_experts(
