@@ -206,6 +206,8 @@ def _attend_present(
 ) -> Tensor:  # fmt: skip
     """Cross-attention, or what a stream puts in its place; a group without points sees nothing."""
     there = cu_points.diff() > 0
+    if not len(x):
+        return torch.zeros_like(x)
     if bool(there.all()):
         return attention(x, x_seconds, points, seconds, cu_x, cu_points)
     seen = torch.zeros_like(x)

@@ -53,7 +53,7 @@ class ForecastContext:
         """Check what the arithmetic takes for granted; costs a pass over the points.
 
         Raises:
-            InputError: Borders, order, finiteness or a time after now.
+            InputError: Borders, lengths, order, finiteness or a time after now.
         """
         n_points, n_series = len(self.seconds), len(self.variable)
         for name, borders, n, of in (
@@ -66,7 +66,14 @@ class ForecastContext:
                     f"borders do not lead from 0 to {of} over {n} parts", code="bad_borders",
                     place=name, remedy="Give one border more than parts, ascending.",
                 )  # fmt: skip
-        if not bool(self.values.isfinite().all() & self.seconds.isfinite().all()):
+        if len(self.values) != n_points or bool((self.cu_series.diff() < 1).any()):
+            raise InputError(
+                "there is not a value for each time, or an entity has no series",
+                code="bad_lengths", place="values", remedy="Give as many values as times, and "
+                "leave out entities without series.",
+            )  # fmt: skip
+        every = (self.values, self.seconds, self.now_seconds)
+        if not all(bool(part.isfinite().all()) for part in every):
             raise InputError(
                 "a value or a time is not finite", code="not_finite", place="values",
                 remedy="Leave out points without a value.",

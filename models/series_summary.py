@@ -24,6 +24,7 @@ N_SUMMARY_FEATURES = 11 + 3 * len(HALF_LIVES)
 _LEAST_SPREAD_OF_TIME = 0.25  # clock units squared: points closer than that have no slope
 _FARTHEST = 12.0  # a line is not followed farther than this, in units of the standardised value
 _LEAST_STEP = 1e-4
+_LARGEST = 1e9  # of a standardised value
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ def summarise(
     n_series = len(lengths)
     if len(z) == 0:
         return SeriesSummary.empty(n_series, z.device)
+    z = z.clamp(-_LARGEST, _LARGEST)  # its square must stay a number in float32
     there = lengths > 0
     series = torch.repeat_interleave(torch.arange(n_series, device=z.device), lengths)
     first = cu_points[:-1].clamp(max=len(z) - 1)

@@ -166,15 +166,12 @@ def test_scanty_contexts_are_answered(kind: str, what: str) -> None:
         assert_sound(model(context, ask(context, [0.0, 60.0, 90 * HOUR])))
 
 
-REFUSED = "a query layer that reads points refuses no query at all where no series is empty"
-
-
 @pytest.mark.parametrize(
     ("kind", "empty", "asked"),
     [
         ("known", True, []), ("known", True, [1]), ("known", False, []), ("anonymous", True, []),
         ("anonymous", True, [1]), ("anonymous", False, [1]),
-        pytest.param("anonymous", False, [], marks=pytest.mark.xfail(strict=True, reason=REFUSED)),
+        ("anonymous", False, []),
     ],
 )  # fmt: skip
 def test_any_list_of_queries_is_answered(kind: str, empty: bool, asked: list[int]) -> None:
@@ -187,10 +184,9 @@ def test_any_list_of_queries_is_answered(kind: str, empty: bool, asked: list[int
     assert some.isfinite().all()
 
 
-@pytest.mark.xfail(strict=True, raises=InputError, reason="check passes what encode refuses")
-def test_an_entity_without_series_is_no_hindrance() -> None:
-    context = pack([entities()[0], []], [42 * HOUR, 42 * HOUR])
-    answers(awake(**KNOWN), context, ask(context, [60.0]))
+def test_an_entity_without_series_is_refused_by_the_check() -> None:
+    with pytest.raises(InputError, match="no series"):
+        pack([entities()[0], []], [42 * HOUR, 42 * HOUR]).check()
 
 
 @pytest.mark.parametrize("reader", ["mamba", "attention", "both"])

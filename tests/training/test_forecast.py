@@ -230,7 +230,6 @@ def test_a_slip_of_the_pen_pulls_no_harder_than_the_bound() -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-@pytest.mark.xfail(strict=True, reason="sums of a last, shorter stretch are divided by a whole one")
 def test_logged_losses_are_means_of_a_short_last_stretch_too(tmp_path: Path) -> None:
     config = replace(CONFIG, n_steps=4, validate_every=3, lr=0.0, weight_decay=0.0)
     result = train(make_model(dropout=0.0), tmp_path, config, draw=lambda step: draw(0))
@@ -238,7 +237,6 @@ def test_logged_losses_are_means_of_a_short_last_stretch_too(tmp_path: Path) -> 
     assert last == pytest.approx(first)
 
 
-@pytest.mark.xfail(strict=True, reason="a first score that is not a number stays the best one")
 def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
     result = train(make_model(), tmp_path, validate=Scores(math.nan, 2.0, 1.0))
     assert result.best_score == 1.0

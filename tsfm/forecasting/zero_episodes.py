@@ -15,12 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tsfm.errors import InputError
 from tsfm.forecasting.series_prior import draw_series
 from tsfm.models.forecast_data import ForecastContext, ForecastQueries
 from tsfm.training.forecast import Episode
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 _FEWEST_POINTS = 16
+
+
+LEAST_CONTEXT = 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,18 @@ class ZeroEpisodes:
     reuse: int = 3
     real: Sequence[Series] = ()
     real_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be cut into a past and a future.
+
+        Raises:
+            InputError: A real series of one point, or a context of fewer than 16.
+        """
+        if self.most_context < LEAST_CONTEXT or any(len(values) < 2 for _, values in self.real):
+            raise InputError(
+                "a series or a context is too short to be cut", code="too_short", place="real",
+                remedy=f"Give series of two points and more, contexts of {LEAST_CONTEXT} and more.",
+            )  # fmt: skip
 
     def episode(self, step: int) -> Episode:
         """The episode of a step."""

@@ -9,6 +9,7 @@ of its number, so a training that was stopped goes on where it was, with the sam
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,6 +158,7 @@ def train_forecaster(
     history: list[dict[str, Any]] = state["history"]
     before, started = state["seconds"], time.perf_counter()
     sums: dict[str, float] = {}
+    n_summed = 0
     disable = None if progress is None else not progress
     bar = tqdm(
         range(state["step"], config.n_steps), initial=state["step"], total=config.n_steps,
@@ -179,6 +181,7 @@ def train_forecaster(
         optimizer.step()
         model.update_balance()
         average.update(model)
+        n_summed += 1
         for name, part in parts.items():
             sums[name] = sums.get(name, 0.0) + part
         if (step + 1) % config.validate_every and step + 1 < config.n_steps:
@@ -188,16 +191,16 @@ def train_forecaster(
         model.eval()
         with torch.no_grad():
             score, told = validate(model)
+        score = math.inf if math.isnan(score) else score
         if not history or score < min(entry["score"] for entry in history):
             best = {name: tensor.clone() for name, tensor in average.weights.items()}
         model.load_state_dict(current)
-        n = config.validate_every
         state["seconds"] = before + time.perf_counter() - started
         history.append(
             {"step": step + 1, "score": score, **told, "seconds": round(state["seconds"], 1)}
-            | {f"train_{name}": part / n for name, part in sums.items()}
+            | {f"train_{name}": part / n_summed for name, part in sums.items()}
         )
-        sums = {}
+        sums, n_summed = {}, 0
         logger.info("forecaster %s", history[-1])
         bar.set_postfix(score=f"{score:.5g}")
         state["step"] = step + 1
