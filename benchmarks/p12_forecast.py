@@ -21,6 +21,7 @@ import os
 import sys
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ class Run:
             fit_calibration(self.protocol, on_val), max(seconds),
         )  # fmt: skip
         truth = targets_of(self.protocol, TEST)
-        alone = [scores(self.protocol, truth, forecast_part(m, self.stays, TEST).mean)
+        share = told.told["share_of_median"]
+        alone = [scores(self.protocol, truth, forecast_part(m, self.stays, TEST).point(share))
                  for m in models]  # fmt: skip
         told.told["members_alone"] = alone
         return told
@@ -239,6 +241,11 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for seed in chosen.seeds:
         results.append(work.seed(seed))
         print(row(f"forecaster, seed {seed}", results[-1].told, protocol), flush=True)
+        alone = results[-1].told["members_alone"]
+        for how, of in (("mean", np.mean), ("sd", partial(np.std, ddof=1))):
+            if len(alone) > 1:
+                spread = {name: float(of([one[name] for one in alone])) for name in alone[0]}
+                print(row(f"  its members alone, {how}", spread, protocol), flush=True)
     told = summary(results)
     mean_point = np.mean([result.point for result in results], axis=0)
     if len(results) > 1:
@@ -281,7 +288,7 @@ def learnt_peers(
     protocol: Protocol, stays: Stays, chosen: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
     """Other networks, by themselves on the same split."""
-    epochs = 1 if chosen.quick else 40
+    epochs = 1 if chosen.quick else chosen.grud_epochs
     minutes = 0.02 if chosen.quick else chosen.mira_minutes
     found = {}
     print()
@@ -330,7 +337,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--ablation-steps", type=int, default=1500)
     add("--tables", action="store_true", help="also train with each part left out")
     add("--peers", action="store_true", help="also train GRU-D and our MIRA")
-    add("--mira-minutes", type=float, default=15.0)
+    add("--grud-epochs", type=int, default=20, help="default: %(default)s")
+    add("--mira-minutes", type=float, default=6.0, help="default: %(default)s")
     add("--threads", type=int, default=2)
     add("--out", type=Path, help="folder for checkpoints (default: a temporary one)")
     add("--quick", action="store_true", help="made-up stays and a few steps")

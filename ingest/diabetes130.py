@@ -27,12 +27,10 @@ import polars as pl
 from tqdm import tqdm
 
 from tsfm.errors import FormatError, InputError
-from tsfm.event_table import EventWriter
 from tsfm.ingest import diabetes130_tables as tables
 from tsfm.ingest.csv_rows import BLOCK_BYTES, LINE, BadRow, CsvRows
 from tsfm.ingest.provenance import IngestSummary, dataset_facts
-from tsfm.ingest.quarantine import Quarantine
-from tsfm.ingest.table_events import TableEvents
+from tsfm.ingest.table_run import table_run
 
 MAPPING_NAME = "IDs_mapping.csv"
 SYNTHETIC_CLOCK = (
@@ -88,29 +86,14 @@ def ingest_diabetes130(
         )
     meanings = read_mapping(path.with_name(MAPPING_NAME) if mapping is None else Path(mapping))
     table = tables.encounters(timedelta(hours=coding_delay_hours), meanings)
-    summary = IngestSummary("diabetes130")
-    with EventWriter(out, n_shards=n_shards) as writer:
-        for stale in (Path(out) / "quarantine").glob("*.ndjson"):
-            stale.unlink()  # of a run that failed
-        quarantine = Quarantine(out)
-        try:
+    with table_run("diabetes130", out, n_shards=n_shards, max_quarantined=max_quarantined) as run:
+        with run.reading():
             rows, bad = _read(path, table.columns, block_bytes, progress)
-            events = TableEvents(writer, quarantine, summary)
-            stays = tables.add_times(events.clean(table, path.name, rows, bad))
-            events.write(table, stays)
-        finally:
-            quarantine.close()
-        summary.quarantined = dict(quarantine.counts)
-        if quarantine.total > max_quarantined * max(1, summary.n_rows):
-            raise FormatError(
-                f"{quarantine.total:,} of {summary.n_rows:,} rows can't be used",
-                code="too_many_quarantined",
-                place=str(quarantine.folder),
-                remedy="See the reasons there, or raise --max-quarantined.",
-            )
+            stays = tables.add_times(run.events.clean(table, path.name, rows, bad))
+            run.events.write(table, stays)
         returns = tables.returns_elsewhere(stays)
-        writer.add(returns)
-        info = writer.finish(
+        run.writer.add(returns)
+        run.finish(
             dataset=dataset_facts(
                 "diabetes-130-us-hospitals",
                 clock="wall",
@@ -123,15 +106,12 @@ def ingest_diabetes130(
             ),
             subject_ids={subject: str(subject) for subject in stays["subject_id"].unique().sort()},
         )
-    summary.n_subjects, summary.n_events = info.n_subjects, info.n_events
-    summary.events_by_class = info.events_by_class
-    summary.notes += [
+    run.summary.notes += [
         f"clock: {SYNTHETIC_CLOCK}",
         f"{returns.height:,} patients were back within 30 days in a stay that is not in the file: "
         "it is an admission and nothing else",
     ]
-    summary.stop()
-    return summary
+    return run.summary
 
 
 def read_mapping(path: Path) -> dict[str, dict[str, str]]:

@@ -12,27 +12,22 @@ are de-identified wall clock, shifted per patient by up to two centuries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-import polars as pl
-from tqdm import tqdm
-
 from tsfm import codes
-from tsfm.errors import FormatError, InputError
-from tsfm.event_table import EventWriter
+from tsfm.errors import InputError
 from tsfm.ingest import mimic4_icu_ed_tables, mimic4_tables
-from tsfm.ingest.csv_rows import BLOCK_BYTES, LINE, BadRow, CsvRows
+from tsfm.ingest.csv_rows import BLOCK_BYTES
 from tsfm.ingest.provenance import IngestSummary, dataset_facts
-from tsfm.ingest.quarantine import Quarantine
 from tsfm.ingest.source_table import SourceTable
-from tsfm.ingest.table_events import TableEvents, stay_frame
+from tsfm.ingest.table_events import stay_frame
+from tsfm.ingest.table_folder import TableFolder, check_folder, find_tables
+from tsfm.ingest.table_run import table_run
 
 FOLDERS = ("hosp", "icu", "ed")
 REQUIRED = ("hosp/patients", "hosp/admissions")
-_SUFFIXES = (".csv", ".csv.gz")
 _ITEM_CLASSES = (
     codes.LAB,
     "SUBJECT_FLUID_OUTPUT",
@@ -78,27 +73,13 @@ def ingest_mimic4(
             remedy="Give the hours from discharge to billing codes, such as 120.",
         )
     files, unknown = _find_tables(Path(src))
-    summary = IngestSummary("mimic4")
-    with EventWriter(out, n_shards=n_shards) as writer:
-        for stale in (Path(out) / "quarantine").glob("*.ndjson"):
-            stale.unlink()  # of a run that failed
-        quarantine = Quarantine(out)
-        try:
-            run = _Run(files, TableEvents(writer, quarantine, summary), summary, block_bytes)
+    with table_run("mimic4", out, n_shards=n_shards, max_quarantined=max_quarantined) as tables:
+        run = _Run(TableFolder(files, tables.events, tables.summary, block_bytes))
+        with tables.reading():
             run.read_all(timedelta(hours=coding_delay_hours), progress)
-        finally:
-            quarantine.close()
-        summary.quarantined = dict(quarantine.counts)
-        if quarantine.total > max_quarantined * max(1, summary.n_rows):
-            raise FormatError(
-                f"{quarantine.total:,} of {summary.n_rows:,} rows can't be used",
-                code="too_many_quarantined",
-                place=str(quarantine.folder),
-                remedy="See the reasons there, or raise --max-quarantined.",
-            )
         if unknown:
-            summary.notes.append(f"unknown files, not read: {', '.join(unknown)}")
-        info = writer.finish(
+            tables.summary.notes.append(f"unknown files, not read: {', '.join(unknown)}")
+        tables.finish(
             dataset=dataset_facts(
                 "mimic-iv",
                 clock="wall",
@@ -110,45 +91,17 @@ def ingest_mimic4(
             descriptions=run.descriptions(),
             subject_ids=run.subject_ids,
         )
-    summary.n_subjects, summary.n_events = info.n_subjects, info.n_events
-    summary.events_by_class = info.events_by_class
-    summary.stop()
-    return summary
+    return tables.summary
 
 
 def _find_tables(src: Path) -> tuple[dict[str, Path], list[str]]:
     """Files by table name, and the names of files that are no known table."""
-    if not src.is_dir():
-        raise InputError(
-            "no such folder", code="missing_source", place=str(src), remedy="Check the path."
-        )
-    known = set(_all_names())
-    files: dict[str, Path] = {}
-    unknown: list[str] = []
-    folders = [f for f in sorted(src.iterdir()) if f.is_dir() and f.name.lower() in FOLDERS]
-    for path in (path for folder in folders for path in sorted(folder.iterdir())):
-        suffix = next((s for s in reversed(_SUFFIXES) if path.name.lower().endswith(s)), "")
-        if not suffix or not path.is_file():
-            continue
-        name = f"{path.parent.name.lower()}/{path.name.lower().removesuffix(suffix)}"
-        if name not in known:
-            unknown.append(name)
-        elif name in files:
-            raise InputError(
-                f"table {name} is there twice",
-                code="ambiguous_table",
-                place=f"{files[name].name}, {path.name}",
-                remedy="Remove one of the files.",
-            )
-        else:
-            files[name] = path
-    if not files:
-        raise InputError(
-            "no tables found",
-            code="empty_source",
-            place=str(src),
-            remedy="Give the folder that holds hosp/ and icu/ with their .csv or .csv.gz files.",
-        )
+    check_folder(src)
+    files, unknown = find_tables(
+        src, [f for f in sorted(src.iterdir()) if f.is_dir() and f.name.lower() in FOLDERS],
+        set(_all_names()), nested=True,
+        remedy="Give the folder that holds hosp/ and icu/ with their .csv or .csv.gz files.",
+    )  # fmt: skip
     for name in REQUIRED:
         if name not in files:
             raise InputError(
@@ -183,100 +136,63 @@ def _all_names() -> list[str]:
 
 @dataclass
 class _Run:
-    files: dict[str, Path]
-    events: TableEvents
-    summary: IngestSummary
-    block_bytes: int
+    folder: TableFolder
     subject_ids: dict[int, str] = field(default_factory=dict[int, str])
     names: dict[str, str] = field(default_factory=dict[str, str])
 
     def read_all(self, delay: timedelta, progress: bool | None) -> None:
-        absent = [name for name in _all_names() if name not in self.files]
-        if absent:
-            self.summary.notes.append(f"absent: {', '.join(absent)}")
-        size = sum(path.stat().st_size for path in self.files.values())
-        with tqdm(
-            total=size,
-            unit="B",
-            unit_scale=True,
-            desc="mimic4",
-            disable=None if progress is None else not progress,
-        ) as self.bar:
+        folder = self.folder
+        folder.note_absent(_all_names())
+        with folder.progress(progress):
             self._read_stays()
-            tables = _streamed_tables(delay)
-            for table in tables:
-                for rows, bad in self._chunks(table.name, table.columns):
-                    self.events.read(table, self.files[table.name].name, rows, bad)
-            self.events.add_notes({table.name: table for table in tables})
+            folder.stream(_streamed_tables(delay))
             for name in mimic4_tables.DESCRIPTIONS:
                 self._read_descriptions(name)
             for name in mimic4_tables.IGNORED:
-                self._count_ignored(name)
+                folder.count_ignored(name)
 
     def descriptions(self) -> dict[str, str]:
         """Texts of the codes that occur; a code with a unit has the text of the one without."""
         texts: dict[str, str] = {}
-        for code in self.events.seen_codes:
+        for code in self.folder.events.seen_codes:
             text = self.names.get(code) or self.names.get(code.rpartition(codes.SEPARATOR)[0])
             if text:
                 texts[code] = text
         return texts
 
     def _read_stays(self) -> None:
-        has_ed = "ed/edstays" in self.files
+        has_ed = "ed/edstays" in self.folder.files
         patients = mimic4_tables.patients()
-        people = self._whole(patients)
-        self.events.subjects = people["subject_id"]
+        people = self.folder.whole(patients)
+        self.folder.events.subjects = people["subject_id"]
         self.subject_ids = {subject: str(subject) for subject in people["subject_id"]}
         admissions = mimic4_tables.admissions(with_ed_times=not has_ed)
-        stays = self._whole(admissions)
-        self.events.stays["hospital"] = stay_frame(
+        stays = self.folder.whole(admissions)
+        self.folder.events.stays["hospital"] = stay_frame(
             stays,
             key="hadm_id",
             start="admittime",
             end="dischtime",
         )
-        self.events.write(patients, mimic4_tables.add_life_dates(people, stays))
-        self.events.write(admissions, stays)
+        self.folder.events.write(patients, mimic4_tables.add_life_dates(people, stays))
+        self.folder.events.write(admissions, stays)
         if has_ed:
             ed_stays = mimic4_icu_ed_tables.ed_stays()
-            visits = self._whole(ed_stays)
-            self.events.stays["ed"] = stay_frame(
+            visits = self.folder.whole(ed_stays)
+            self.folder.events.stays["ed"] = stay_frame(
                 visits,
                 key="stay_id",
                 start="intime",
                 end="outtime",
             )
-            self.events.write(ed_stays, visits)
-
-    def _whole(self, table: SourceTable) -> pl.DataFrame:
-        chunks = list(self._chunks(table.name, table.columns))
-        bad = [row for _, bad_rows in chunks for row in bad_rows]
-        empty = pl.DataFrame(schema={**dict.fromkeys(table.columns, pl.String), LINE: pl.Int64})
-        rows = pl.concat([empty, *(rows.select(empty.columns) for rows, _ in chunks)])
-        return self.events.clean(table, self.files[table.name].name, rows, bad)
-
-    def _chunks(
-        self, name: str, columns: tuple[str, ...]
-    ) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
-        path = self.files.get(name)
-        if path is None:
-            return
-        rows = CsvRows(path, columns, place=path.name, block_bytes=self.block_bytes)
-        self.bar.set_description(name)
-        self.summary.rows_read.setdefault(name, 0)
-        before = 0
-        for chunk in rows.chunks():
-            yield chunk
-            self.bar.update(rows.n_bytes - before)
-            before = rows.n_bytes
+            self.folder.events.write(ed_stays, visits)
 
     def _read_descriptions(self, name: str) -> None:
         columns = mimic4_tables.DESCRIPTIONS[name]
-        for rows, bad in self._chunks(name, columns):
+        for rows, bad in self.folder.chunks(name, columns):
             n = rows.height + len(bad)
-            self._count_table(name, n, self.summary.rows_used, rows.height)
-            self.events.set_aside(name, self.files[name].name, bad)
+            self.folder.count(name, n, self.folder.summary.rows_used, rows.height)
+            self.folder.events.set_aside(name, self.folder.files[name].name, bad)
             for *key, text in rows.select(columns).iter_rows():
                 if text and all(key):
                     self._name(name, key, text)
@@ -289,16 +205,3 @@ class _Run:
         else:
             for name in _ITEM_CLASSES:
                 self.names[f"{name}{codes.SEPARATOR}{codes.clean_part(key[0])}"] = text
-
-    def _count_ignored(self, name: str) -> None:
-        path = self.files.get(name)
-        if path is None:
-            return
-        header = CsvRows(path, (), place=path.name).header
-        for rows, bad in self._chunks(name, (header[0],)):
-            self._count_table(name, rows.height + len(bad), self.summary.rows_ignored, rows.height)
-            self.events.set_aside(name, path.name, bad)
-
-    def _count_table(self, name: str, n_read: int, counts: dict[str, int], n: int) -> None:
-        self.summary.rows_read[name] = self.summary.rows_read.get(name, 0) + n_read
-        counts[name] = counts.get(name, 0) + n

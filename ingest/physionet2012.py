@@ -24,15 +24,14 @@ from pathlib import Path
 import polars as pl
 from tqdm import tqdm
 
-from tsfm.errors import FormatError, InputError
-from tsfm.event_table import EventWriter
+from tsfm.errors import InputError
 from tsfm.ingest import physionet2012_tables as tables
 from tsfm.ingest.csv_rows import LINE
 from tsfm.ingest.physionet2012_files import find_files, read_observations, read_outcomes
 from tsfm.ingest.provenance import IngestSummary, dataset_facts
-from tsfm.ingest.quarantine import Quarantine
 from tsfm.ingest.source_table import SourceTable
 from tsfm.ingest.table_events import TableEvents
+from tsfm.ingest.table_run import table_run
 
 BATCH_ROWS = 1 << 18
 SYNTHETIC_CLOCK = (
@@ -68,26 +67,12 @@ def ingest_physionet2012(
     """
     sources = [folders] if isinstance(folders, (str, Path)) else folders
     observations, outcomes = find_files([Path(source) for source in sources])
-    summary = IngestSummary("physionet2012")
-    with EventWriter(out, n_shards=n_shards) as writer:
-        for stale in (Path(out) / "quarantine").glob("*.ndjson"):
-            stale.unlink()  # of a run that failed
-        quarantine = Quarantine(out)
-        try:
-            events = TableEvents(writer, quarantine, summary)
+    with table_run("physionet2012", out, n_shards=n_shards, max_quarantined=max_quarantined) as run:
+        with run.reading():
+            events, summary = run.events, run.summary
             stays = _read_all(observations, outcomes, events, summary, batch_rows, progress)
-        finally:
-            quarantine.close()
-        summary.quarantined = dict(quarantine.counts)
-        if quarantine.total > max_quarantined * max(1, summary.n_rows):
-            raise FormatError(
-                f"{quarantine.total:,} of {summary.n_rows:,} rows can't be used",
-                code="too_many_quarantined",
-                place=str(quarantine.folder),
-                remedy="See the reasons there, or raise --max-quarantined.",
-            )
         end = tables.ADMITTED + timedelta(minutes=tables.OBSERVED_MINUTES)
-        info = writer.finish(
+        run.finish(
             dataset=dataset_facts(
                 "physionet-challenge-2012",
                 clock="wall",
@@ -103,15 +88,12 @@ def ingest_physionet2012(
             },
             subject_ids={stay: str(stay) for stay in stays},
         )
-    summary.n_subjects, summary.n_events = info.n_subjects, info.n_events
-    summary.events_by_class = info.events_by_class
-    summary.notes += [
+    run.summary.notes += [
         f"clock: {SYNTHETIC_CLOCK}",
         "results are taken as known when they were charted: the source has no later time",
         "who came back is not in the source: readmission can't be asked of it",
     ]
-    summary.stop()
-    return summary
+    return run.summary
 
 
 def _read_all(
