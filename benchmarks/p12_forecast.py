@@ -45,7 +45,7 @@ from p12_stays import write_stays
 from p12_training import (
     Members,
     PartForecast,
-    forecast_members,
+    averaged,
     forecast_part,
     model_config,
     share_of_median,
@@ -110,16 +110,15 @@ class Run:
         seeds = [100 * seed + member for member in range(self.n_members)]
         fitted = members.fit(seeds, folder)
         models, seconds = [model for model, _ in fitted], [took for _, took in fitted]
-        on_val = forecast_members(models, self.stays, VAL)
-        found = forecast_members(models, self.stays, TEST)
+        on_val = averaged([forecast_part(model, self.stays, VAL) for model in models])
+        each = [forecast_part(model, self.stays, TEST) for model in models]
         told = score_part(
-            self.protocol, found, share_of_median(self.protocol, on_val),
+            self.protocol, averaged(each), share_of_median(self.protocol, on_val),
             fit_calibration(self.protocol, on_val), max(seconds),
         )  # fmt: skip
         truth = targets_of(self.protocol, TEST)
         share = told.told["share_of_median"]
-        alone = [scores(self.protocol, truth, forecast_part(m, self.stays, TEST).point(share))
-                 for m in models]  # fmt: skip
+        alone = [scores(self.protocol, truth, found.point(share)) for found in each]
         told.told["members_alone"] = alone
         return told
 

@@ -173,9 +173,8 @@ class Members:
         return model.eval()
 
 
-def forecast_members(models: Sequence[ForecasterModel], stays: Stays, part: int) -> PartForecast:
-    """Forecasts of a part, averaged over members: means, and quantiles level by level."""
-    each = [forecast_part(model, stays, part) for model in models]
+def averaged(each: Sequence[PartForecast]) -> PartForecast:
+    """Members' forecasts of a part, averaged: means, and quantiles level by level."""
     return PartForecast(
         np.mean([one.mean for one in each], axis=0),
         np.mean([one.quantiles for one in each], axis=0),

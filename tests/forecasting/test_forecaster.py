@@ -21,6 +21,8 @@ from tsfm.forecasting.forecaster import DECILES, Forecaster
 from tsfm.models import checkpoint
 from tsfm.models.forecaster import ForecasterConfig
 
+from .frame_cases import LONG, long_frame
+
 SMALL: dict[str, Any] = {
     "d_model": 16, "n_heads": 2, "n_reader_layers": 1, "n_variable_layers": 1, "n_query_layers": 1,
     "experts": 2, "d_state": 4,
@@ -69,20 +71,7 @@ def wide() -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def long() -> pl.DataFrame:
-    rng = np.random.default_rng(1)
-    return pl.DataFrame({
-        "stay": np.repeat(np.arange(8, dtype=np.int32), 20),
-        "hours": rng.uniform(0, 48, 160),
-        "name": rng.choice(["HR", "K"], 160),
-        "value": rng.normal(size=160) + 4.0,
-        "dose": rng.normal(5.0, 2.0, 160),
-    })  # fmt: skip
-
-
-LONG: dict[str, Any] = {
-    "id_column": "stay", "timestamp_column": "hours", "target": "value", "variable_column": "name",
-    "time_unit": "h",
-}  # fmt: skip
+    return long_frame()
 
 
 def levels_of(found: pl.DataFrame) -> np.ndarray:

@@ -6,8 +6,7 @@
 conformalised quantile regression (Romano, Patterson and Candes 2019) in its asymmetric form, so
 that every level stands for itself. The unit w is the variable's typical predicted spread: scores
 know no physical unit, so that a rare variable can borrow from all others. It is not the spread of
-each forecast itself, which is known badly just where a forecast is too sure of itself: that was
-measured to be wider and less even.
+each forecast itself, which is known badly just where a forecast is too sure of itself.
 
 Points of one patient resemble each other; patients are what is exchangeable. Each patient's points
 share one weight and the correction for finite samples counts patients, K + 1 of them (hierarchical
