@@ -268,7 +268,8 @@ class ForecastStream:
             stream._points.empty_context(), seconds=held["seconds"], values=held["values"],
             cu_points=held["cu_points"], now_seconds=held["now"],
         )  # fmt: skip
-        context.check()
+        if len(context.seconds):  # before its first point a stream knows no moment
+            context.check()
         scale, clock = (held["location"], held["spread"]), held["clock"]
         if model.config.scale == "variable":
             scale = stream.location, stream.spread

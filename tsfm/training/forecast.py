@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from tsfm.kernels.heap import keep_freed_memory
 from tsfm.models.forecast_data import ForecastContext, ForecastQueries
