@@ -6,8 +6,9 @@ They are streamed twice: the first pass (`fhir_survey`) learns what other resour
 second makes events, so the order of files does not matter. Every resource ends in exactly one of
 three counts: used, ignored (a type that holds no patient events) or quarantined with a reason.
 
-The maps from resource to events are in `fhir_stays`, `fhir_observations`, `fhir_clinical` and
-`fhir_drugs`. FHIR XML, resource validation and terminology look-ups are left to others.
+The maps from resource to events are in `fhir_stays`, `fhir_observations`, `fhir_clinical`,
+`fhir_drugs` and `fhir_claims`. FHIR XML, resource validation and terminology look-ups are left to
+others.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tsfm import schema
 from tsfm.clock import Clock, CodingDelay, StampError, from_us
 from tsfm.errors import FormatError, InputError
 from tsfm.event_table import EventWriter
-from tsfm.ingest import fhir_clinical, fhir_drugs, fhir_observations, fhir_stays
+from tsfm.ingest import fhir_claims, fhir_clinical, fhir_drugs, fhir_observations, fhir_stays
 from tsfm.ingest.fhir_events import IGNORED, EventBatch, UnusableError
 from tsfm.ingest.fhir_files import ByteCount, Found, find_files
 from tsfm.ingest.fhir_survey import (
@@ -58,6 +59,8 @@ _MAPPINGS: dict[str, Callable[[Any, EventBatch], str]] = {
     "Immunization": fhir_clinical.add_immunization,
     "AllergyIntolerance": fhir_clinical.add_allergy,
     "DiagnosticReport": fhir_clinical.add_report,
+    "Claim": fhir_claims.add_claim,
+    "ClaimResponse": fhir_claims.add_claim_response,
 }
 _BATCH_EVENTS = 200_000
 _NOTES = {
@@ -203,7 +206,7 @@ def _write_events(
         kind, decode, mapping = table[mark - FIRST_TYPE]
         try:
             row: Any = decode(raw)
-            if full_url and kind in ("Patient", "Encounter"):
+            if full_url and kind in ("Patient", "Encounter", "Claim"):
                 row.id = row.id or id_of_address(full_url)
             outcome = mapping(row, events)
         except (UnusableError, StampError) as error:

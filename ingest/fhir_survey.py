@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from tsfm.errors import FormatError
+from tsfm.ingest import fhir_claim_fields as claim_fields
 from tsfm.ingest import fhir_fields as fields
 from tsfm.ingest.fhir_files import Block, ByteCount, SourceFile, read_blocks
 from tsfm.ingest.fhir_references import ReferenceIndex
@@ -44,6 +45,8 @@ EVENT_TYPES: dict[str, type[fields.Fields]] = {
     "Immunization": fields.Immunization,
     "AllergyIntolerance": fields.AllergyIntolerance,
     "DiagnosticReport": fields.DiagnosticReport,
+    "Claim": claim_fields.Claim,
+    "ClaimResponse": claim_fields.ClaimResponse,
 }
 """Resource types that are read; all others are counted."""
 

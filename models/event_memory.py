@@ -12,12 +12,14 @@ select and combine; they need not learn to count.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tsfm.kernels.selective_scan import selective_scan
+from tsfm.kernels.state_update import state_update
 
 
 class EventMemory(nn.Module):
@@ -48,19 +50,39 @@ class EventMemory(nn.Module):
         x: Float[Tensor, "token model"],
         gap_hours: Float[Tensor, " token"],
         cu_seqlens: Int[Tensor, " borders"],
-    ) -> Float[Tensor, "token model"]:
-        """Map packed token embeddings; see `Mamba.forward`."""
+        *,
+        return_state: bool = False,
+    ) -> Float[Tensor, "token model"] | tuple[Float[Tensor, "token model"], Tensor]:
+        """Map packed token embeddings; see `Mamba.forward`.
+
+        The state, if it is asked for, is what each subject's memory holds at its end,
+        (subject, width, 1).
+        """
+        written, form = self._scan(x, gap_hours)
+        scanned = selective_scan(
+            *written, **form, cu_seqlens=cu_seqlens, return_final_state=return_state
+        )
+        held, *last_state = scanned if return_state else (scanned,)
+        y = x + self.read(torch.asinh(held))
+        return (y, *last_state) if return_state else y
+
+    def step(
+        self,
+        x: Float[Tensor, "row model"],
+        gap_hours: Float[Tensor, " row"],
+        state: Float[Tensor, "slot width 1"],
+        source_slots: Int[Tensor, " row"] | None = None,
+        target_slots: Int[Tensor, " row"] | None = None,
+    ) -> Float[Tensor, "row model"]:
+        """One token for each row, the state updated in place and no gradient; see `Mamba.step`."""
+        with torch.no_grad():
+            written, form = self._scan(x, gap_hours)
+            slots = {"source_slots": source_slots, "target_slots": target_slots}
+            return x + self.read(torch.asinh(state_update(state, *written, **form, **slots)))
+
+    def _scan(self, x: Tensor, gap_hours: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """The scan without the selection: no step of content, and everything is let in and out."""
         written = self.write(x)
         one = written.new_ones(len(written), 1)
-        held = selective_scan(
-            written,
-            torch.zeros_like(written),
-            self.decay,
-            one,
-            one,
-            gap=gap_hours,
-            gap_rate=torch.exp(self.log_rate),
-            input="impulse",
-            cu_seqlens=cu_seqlens,
-        )
-        return x + self.read(torch.asinh(held))
+        form = {"gap": gap_hours, "gap_rate": torch.exp(self.log_rate), "input": "impulse"}
+        return (written, torch.zeros_like(written), self.decay, one, one), form

@@ -13,7 +13,7 @@ from typing import Any
 
 from tsfm import __version__
 from tsfm.models.timeline import TimelineModel
-from tsfm.tasks.registry import TASKS
+from tsfm.tasks.registry import CLAIM_TASKS, TASKS
 
 _TAGS = ("electronic-health-records", "survival-analysis", "state-space-model")
 _WORDS = {
@@ -89,7 +89,8 @@ def _predictions(tasks: tuple[str, ...]) -> str:
             "No task yet: it is pretrained on the course of events, without labels, and a start "
             "for `tsfm finetune`."
         )
-    known = {name: TASKS[name] for name in tasks if name in TASKS}
+    every = TASKS | CLAIM_TASKS
+    known = {name: every[name] for name in tasks if name in every}
     return _bullets(
         {
             name: f"{task.description}. Event: {task.event_name}; competing: "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tsfm.batches.batch import Batch
 from tsfm.errors import ModelMismatch
+from tsfm.models.class_head import ClassHead
 from tsfm.models.embeddings import EventEmbedding
 from tsfm.models.event_memory import EventMemory
 from tsfm.models.heads import DAY_BINS, CompetingHazards, NextEvent
@@ -32,6 +33,8 @@ class TimelineConfig:
         edges_days: Bin edges of the hazard heads, in days.
         code_dropout: See `EventEmbedding`.
         tasks: Names of the fine-tuned tasks, each with a hazard head of its own.
+        class_tasks: Names of the fine-tuned tasks with classes, each with a softmax head.
+        n_classes: Classes of each of these.
     """
 
     n_codes: int
@@ -40,13 +43,16 @@ class TimelineConfig:
     edges_days: tuple[float, ...] = DAY_BINS
     code_dropout: float = 0.02
     tasks: tuple[str, ...] = ()
+    class_tasks: tuple[str, ...] = ()
+    n_classes: tuple[int, ...] = ()
 
 
 class TimelineModel(nn.Module):
     """Encoder of patient timelines with heads.
 
     Heads: `next_event` (code, value and time of the next token), `admission` (time to the next
-    hospital admission with death competing, trained at every token) and one hazard head a task.
+    hospital admission with death competing, trained at every token), and one head a task: hazards,
+    or a softmax where the answer is one of several classes.
     """
 
     def __init__(self, config: TimelineConfig) -> None:
@@ -65,6 +71,12 @@ class TimelineModel(nn.Module):
         self.next_event = NextEvent(d_model, config.n_codes)
         self.admission = self._hazard_head()
         self.tasks = nn.ModuleDict({name: self._hazard_head() for name in config.tasks})
+        self.class_tasks = nn.ModuleDict(
+            {
+                name: ClassHead(d_model, n, dropout=config.backbone.dropout)
+                for name, n in zip(config.class_tasks, config.n_classes, strict=True)
+            }
+        )
 
     def _hazard_head(self) -> CompetingHazards:
         return CompetingHazards(
@@ -94,13 +106,27 @@ class TimelineModel(nn.Module):
         Raises:
             ModelMismatch: The model was not fine-tuned for it.
         """
-        if task not in self.tasks:
-            raise ModelMismatch(
-                f"the model has no head for '{task}'",
-                code="task_not_trained",
-                place="config.json",
-                remedy="Fine-tune it with `tsfm finetune`.",
-            )
-        head = self.tasks[task]
-        assert isinstance(head, CompetingHazards)
+        head = self.tasks[task] if task in self.tasks else None
+        if not isinstance(head, CompetingHazards):
+            raise _not_trained(task)
         return head
+
+    def class_head(self, task: str) -> ClassHead:
+        """Softmax head of a fine-tuned task with classes.
+
+        Raises:
+            ModelMismatch: The model was not fine-tuned for it.
+        """
+        head = self.class_tasks[task] if task in self.class_tasks else None
+        if not isinstance(head, ClassHead):
+            raise _not_trained(task)
+        return head
+
+
+def _not_trained(task: str) -> ModelMismatch:
+    return ModelMismatch(
+        f"the model has no head for '{task}'",
+        code="task_not_trained",
+        place="config.json",
+        remedy="Fine-tune it with `tsfm finetune`.",
+    )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -98,3 +100,21 @@ def tiny_hospital(tmp_path_factory: pytest.TempPathFactory) -> TinyHospital:
         config=FinetuneConfig(train=train),
     )
     return paths
+
+
+@pytest.fixture(scope="session")
+def cohort_of() -> Callable[[Sequence[tuple[int, datetime, datetime]]], pl.DataFrame]:
+    """Cohort rows from (subject, start_time, prediction_time)."""
+
+    def build(rows: Sequence[tuple[int, datetime, datetime]]) -> pl.DataFrame:
+        return pl.DataFrame(
+            rows,
+            schema={
+                "subject_id": pl.Int64,
+                "start_time": pl.Datetime("us"),
+                "prediction_time": pl.Datetime("us"),
+            },
+            orient="row",
+        )
+
+    return build

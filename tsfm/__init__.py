@@ -24,6 +24,8 @@ _PUBLIC: dict[str, str] = {
     "write_labels": "tsfm.tasks.registry",
     "pretrain": "tsfm.training.pretrain",
     "finetune": "tsfm.training.finetune",
+    "sample_futures": "tsfm.rollouts.sample",
+    "estimate_risks": "tsfm.rollouts.estimators",
     "run_scoring": "tsfm.scoring.score_run",
     "evaluate_run": "tsfm.reports.run_evaluation",
     "Forecaster": "tsfm.forecasting.forecaster",

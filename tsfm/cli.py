@@ -71,6 +71,7 @@ def simulate(
     out: Out,
     patients: Annotated[int, typer.Option(help="Patients to simulate.")] = 6000,
     seed: Seed = 0,
+    claims: Annotated[bool, typer.Option(help="Also write claims and payers' answers.")] = False,
 ) -> None:
     """Simulate a hospital whose true risks are known.
 
@@ -79,7 +80,7 @@ def simulate(
     """
     from tsfm.simulation.hospital import simulate_hospital
 
-    typer.echo(simulate_hospital(out, n_patients=patients, seed=seed).as_text())
+    typer.echo(simulate_hospital(out, n_patients=patients, seed=seed, claims=claims).as_text())
 
 
 @app.command(epilog="Example: tsfm tokenize events/ --out tokens/")

@@ -74,7 +74,8 @@ COHORT = pa.schema(
         pa.field("end_time", _US),  # discharge or death
         pa.field("eligible", pa.bool_(), nullable=False),
         pa.field("reason", pa.string()),  # why not eligible; null where eligible
-        pa.field("outcome", pa.string()),  # "event", "competing", "none", "censored"
+        # "event", "competing", "none", "censored"; of a task with classes, the class's name
+        pa.field("outcome", pa.string()),
         pa.field("outcome_days", pa.float64()),  # from prediction_time to outcome or last knowledge
     ]
 )

@@ -306,9 +306,9 @@ def _subgroups(
 
 def _outcomes(task: str, scores: pl.DataFrame, cohort: pl.DataFrame | None) -> Outcomes | None:
     from tsfm.evaluation.competing_risks import observed_incidence
-    from tsfm.tasks.registry import TASKS
+    from tsfm.tasks.registry import CLAIM_TASKS, TASKS
 
-    known = TASKS.get(task)
+    known = (TASKS | CLAIM_TASKS).get(task)
     if cohort is None or known is None:
         return None
     stay = [schema.SUBJECT_ID, schema.PREDICTION_TIME]

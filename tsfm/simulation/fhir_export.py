@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -39,8 +40,8 @@ class FhirWriter:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.counts: Counter[str] = Counter()
-        self._resources = ChartResources(export=export, zone=zone)
-        self._transaction_time = self._resources.stamp(export)
+        self.resources = ChartResources(export=export, zone=zone)
+        self._transaction_time = self.resources.stamp(export)
         self._encode = msgspec.json.Encoder().encode
         self._patients_per_part = patients_per_part
         self._n_patients = 0
@@ -62,13 +63,18 @@ class FhirWriter:
         """Close the files, also after a failure."""
         self._close()
 
-    def add(self, chart: Chart) -> None:
-        """Write one patient's resources, as far as they are known at the export."""
+    def add(self, chart: Chart, more: Mapping[str, list[Resource]] | None = None) -> None:
+        """Write one patient's resources, as far as they are known at the export.
+
+        Args:
+            chart: The patient's record.
+            more: Further resources of the patient by type, such as claims.
+        """
         if self._n_patients and self._n_patients % self._patients_per_part == 0:
             self._close()
             self._part += 1
         self._n_patients += 1
-        self._write(self._resources.of_chart(chart))
+        self._write({**self.resources.of_chart(chart), **(more or {})})
 
     def finish(self) -> Path:
         """Close the files and write `manifest.json` as a bulk-data server answers.

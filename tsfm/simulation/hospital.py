@@ -3,8 +3,9 @@
 `simulate_hospital` writes a FHIR bulk export (`fhir/`), a few WFDB records of ECG and PPG (`wfdb/`)
 and, apart from them, the truth (`truth.parquet`): at every index discharge the probability of a
 readmission and of death within 30 days, in closed form from the hazards that the events were drawn
-from, and what then happened. So the best discrimination that any model can reach on these data is
-known, and a model's distance from it can be measured.
+from, and what then happened. With `claims` the export also has the stays' claims and their payers'
+answers, and `truth_claims.parquet` the probability that each is denied. So the best discrimination
+that any model can reach on these data is known, and a model's distance from it can be measured.
 
 The hazards are in `tsfm.simulation.hazards`, the patients' courses in `tsfm.simulation.course`. The
 data are for exercising the path from export to score and for tests against the truth; they say
@@ -17,6 +18,7 @@ import csv
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -27,8 +29,15 @@ from tqdm import tqdm
 from tsfm.errors import InputError
 from tsfm.event_table import write_table
 from tsfm.simulation.chart import HOUR, STAY, Chart
+from tsfm.simulation.claims import (
+    claim_resources,
+    claim_truth,
+    claim_truth_table,
+    simulate_claims,
+)
 from tsfm.simulation.course import Course, simulate_course
 from tsfm.simulation.fhir_export import FhirWriter
+from tsfm.simulation.fhir_resources import Resource
 from tsfm.simulation.hazards import DEATH, READMISSION, readmission_terms
 
 ZONE = ZoneInfo("America/New_York")
@@ -71,6 +80,7 @@ class HospitalSummary:
         truth_path: Table with the columns of `TRUTH`.
         terms_path: Each discharge's contributions to the true log hazard of readmission.
         records_path: Index of the WFDB records; None without any.
+        claims_path: Table with the columns of `claims.CLAIM_TRUTH`; None without claims.
     """
 
     n_patients: int
@@ -86,6 +96,7 @@ class HospitalSummary:
     truth_path: Path
     terms_path: Path
     records_path: Path | None
+    claims_path: Path | None = None
 
     def as_text(self) -> str:
         """The table printed at the end of a run."""
@@ -104,6 +115,8 @@ class HospitalSummary:
         folders = [("export", self.fhir_dir), ("truth", self.truth_path)]
         if self.records_path is not None:
             folders.append(("records", self.records_path.parent))
+        if self.claims_path is not None:
+            folders.append(("claims", self.claims_path))
         return "\n".join(
             [f"{name:<34}{value}" for name, value in rows]
             + [f"{name:<10}{path}" for name, path in folders]
@@ -116,6 +129,7 @@ def simulate_hospital(
     n_patients: int = 6000,
     seed: int = 0,
     waveform_fraction: float = 0.01,
+    claims: bool = False,
     progress: bool | None = None,
 ) -> HospitalSummary:
     """Simulate a hospital and write its export, its records and the truth.
@@ -128,6 +142,7 @@ def simulate_hospital(
         n_patients: Patients to simulate.
         seed: Of the random generators.
         waveform_fraction: Share of stays with a WFDB record of 30 s.
+        claims: Whether stays are billed; all other resources are the same with and without.
         progress: Whether to show a bar; by default only on a terminal.
 
     Raises:
@@ -153,6 +168,7 @@ def simulate_hospital(
     truth: dict[str, list[object]] = {name: [] for name in TRUTH.names}
     terms: list[dict[str, float]] = []
     records: list[dict[str, str]] = []
+    billed: list[dict[str, Any]] = []
     n_stays = 0
     with (
         FhirWriter(fhir_dir, export=export, zone=ZONE) as writer,
@@ -166,7 +182,14 @@ def simulate_hospital(
         for i in numbers:
             rng = np.random.default_rng([seed, i])
             course = simulate_course(rng, f"sim-{i:06d}", start=start, end=export)
-            writer.add(course.chart)
+            more: dict[str, list[Resource]] = {}
+            if claims:
+                # An own generator here too, as for the records below.
+                bills = simulate_claims(np.random.default_rng([seed, i, 2]), course.chart)
+                stamp = writer.resources.stamp
+                more = claim_resources(bills, course.chart, export=export, stamp=stamp)
+                billed += claim_truth(bills, course.chart, export=export)
+            writer.add(course.chart, more)
             n_stays += sum(e.kind == STAY for e in course.chart.encounters)
             _add_truth(truth, terms, course)
             # An own generator: the share of recorded stays must not change the courses.
@@ -176,6 +199,8 @@ def simulate_hospital(
     table = pa.table(truth, schema=TRUTH)
     write_table(table, root / "truth.parquet")
     write_table(_terms_table(table, terms), root / "truth_terms.parquet")
+    if claims:
+        write_table(claim_truth_table(billed), root / "truth_claims.parquet")
     outcome = np.array(truth["outcome"])
     known = outcome != "censored"
     readmitted = outcome[known] == READMISSION
@@ -193,6 +218,7 @@ def simulate_hospital(
         truth_path=root / "truth.parquet",
         terms_path=root / "truth_terms.parquet",
         records_path=_write_record_index(root / "wfdb", records) if records else None,
+        claims_path=root / "truth_claims.parquet" if claims else None,
     )
 
 

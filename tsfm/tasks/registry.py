@@ -2,13 +2,14 @@
 
 `write_labels` writes two tables: `cohort.parquet` (every stay that was looked at, with its reason
 or outcome) and `labels.parquet` (stays whose answer is known, as MEDS has labels). New tasks are
-added to `TASKS` by hand.
+added by hand: to `TASKS` if they ask once a stay how long until something, to `CLAIM_TASKS` if they
+ask that of a claim, to `CLASS_TASKS` if the answer is one of several classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,26 @@ from tqdm import tqdm
 
 from tsfm import clock, event_table, schema
 from tsfm.errors import InputError
+from tsfm.tasks.claim_denial import CLAIM_DENIAL
+from tsfm.tasks.class_tasks import CLASS_LABELS, INTEGER_VALUE, ClassTask, class_labels_of
 from tsfm.tasks.cohorts import Followup, Task, follow_up_of, label_of
-from tsfm.tasks.length_of_stay import LENGTH_OF_STAY_7D
+from tsfm.tasks.comorbidity import COMORBIDITY
+from tsfm.tasks.length_of_stay import LENGTH_OF_STAY_7D, LENGTH_OF_STAY_BINS
 from tsfm.tasks.mortality import MORTALITY_IN_HOSPITAL
+from tsfm.tasks.mortality_30d import MORTALITY_30D
 from tsfm.tasks.readmission import READMISSION_30D
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (READMISSION_30D, MORTALITY_IN_HOSPITAL, LENGTH_OF_STAY_7D)
+    task.name: task
+    for task in (READMISSION_30D, MORTALITY_IN_HOSPITAL, LENGTH_OF_STAY_7D, MORTALITY_30D)
 }
+"""One question a stay: how long until its event."""
+
+CLAIM_TASKS: dict[str, Task] = {CLAIM_DENIAL.name: CLAIM_DENIAL}
+"""The same of claims: trained and scored like the others, but rows of the cohort are claims."""
+
+CLASS_TASKS: dict[str, ClassTask] = {task.name: task for task in (LENGTH_OF_STAY_BINS, COMORBIDITY)}
+"""One of several classes as answer."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,7 @@ class LabelSummary:
         n_unknown: Index stays without a label: their follow-up ended before the horizon.
         notes: What the reader must know.
         paths: Tables by name.
+        n_by_class: Labels by class, of a task with classes.
     """
 
     task: str
@@ -56,6 +70,7 @@ class LabelSummary:
     n_unknown: int
     notes: tuple[str, ...]
     paths: Mapping[str, Path]
+    n_by_class: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -64,19 +79,25 @@ class LabelSummary:
             "not_eligible": dict(self.not_eligible),
             "notes": list(self.notes),
             "paths": {name: str(path) for name, path in self.paths.items()},
+            "n_by_class": dict(self.n_by_class),
         }
 
     def as_text(self) -> str:
         """The table printed at the end of a run."""
         labelled = self.n_positive + self.n_negative
         rate = f"  ({self.n_positive / labelled:.1%} of the known)" if labelled else ""
+        answers = [
+            ("  positive", f"{self.n_positive:>12,}{rate}"),
+            ("  negative", f"{self.n_negative:>12,}"),
+            ("    of them a competing event first", f"{self.n_competing:>12,}"),
+        ]
+        if self.n_by_class:
+            answers = [(f"  class {name}", f"{n:>12,}") for name, n in self.n_by_class.items()]
         rows = [
             ("stays", f"{self.n_stays:>12,}"),
             *((f"  not eligible: {name}", f"{n:>12,}") for name, n in self.not_eligible.items()),
             ("eligible", f"{self.n_eligible:>12,}"),
-            ("  positive", f"{self.n_positive:>12,}{rate}"),
-            ("  negative", f"{self.n_negative:>12,}"),
-            ("    of them a competing event first", f"{self.n_competing:>12,}"),
+            *answers,
             ("  unknown: follow-up ends too soon", f"{self.n_unknown:>12,}"),
         ]
         width = max(len(name) for name, _ in rows) + 2
@@ -87,23 +108,45 @@ class LabelSummary:
 
 
 def task_named(name: str) -> Task:
-    """The task of a name.
+    """The task of a name that asks how long until an event.
 
     Raises:
         InputError: There is none; the error lists the names.
     """
-    if name not in TASKS:
+    found = any_task_named(name)
+    if isinstance(found, ClassTask):
+        raise InputError(
+            f"task '{name}' has several classes, not one event in time",
+            code="task_with_classes",
+            place="--task",
+            remedy=f"Its labels can be written; here use one of {', '.join(TASKS | CLAIM_TASKS)}.",
+        )
+    return found
+
+
+def any_task_named(name: str) -> Task | ClassTask:
+    """The task of a name, of either kind.
+
+    Raises:
+        InputError: There is none; the error lists the names.
+    """
+    tasks: dict[str, Task | ClassTask] = {**TASKS, **CLAIM_TASKS, **CLASS_TASKS}
+    if name not in tasks:
         raise InputError(
             f"unknown task '{name}'",
             code="unknown_task",
             place="--task",
-            remedy=f"Use one of {', '.join(TASKS)}.",
+            remedy=f"Use one of {', '.join(tasks)}.",
         )
-    return TASKS[name]
+    return tasks[name]
 
 
 def find_cohort(
-    root: str | Path, task: Task | str, *, rules: Any = None, followup: Followup | None = None
+    root: str | Path,
+    task: Task | ClassTask | str,
+    *,
+    rules: Any = None,
+    followup: Followup | None = None,
 ) -> pl.DataFrame:
     """Cohort of a task over all shards of an event table.
 
@@ -119,7 +162,7 @@ def find_cohort(
     Raises:
         InputError: Unknown task, rules of another task, or no event table.
     """
-    task = task_named(task) if isinstance(task, str) else task
+    task = any_task_named(task) if isinstance(task, str) else task
     rules = task.rules if rules is None else rules
     if task.rules is not None and not isinstance(rules, type(task.rules)):
         raise InputError(
@@ -164,7 +207,7 @@ def write_labels(
 
     Args:
         root: Root of the event table.
-        task_name: Key of `TASKS`.
+        task_name: Key of `TASKS`, `CLAIM_TASKS` or `CLASS_TASKS`.
         out: Folder of all labels.
         rules: Instead of the task's own.
         followup: Instead of what the data set says.
@@ -172,15 +215,16 @@ def write_labels(
     Raises:
         InputError: Unknown task or no event table.
     """
-    task = task_named(task_name)
+    task = any_task_named(task_name)
     followup = followup or follow_up_of(root)
     cohort = find_cohort(root, task, rules=rules, followup=followup)
-    labels = labels_of(cohort, task)
+    of_classes = isinstance(task, ClassTask)
+    labels = class_labels_of(cohort, task) if of_classes else labels_of(cohort, task)
     folder = Path(out) / task.name
     paths = {"cohort": folder / "cohort.parquet", "labels": folder / "labels.parquet"}
     for name, frame, columns in (
         ("cohort", cohort, schema.COHORT),
-        ("labels", labels, schema.LABELS),
+        ("labels", labels, CLASS_LABELS if of_classes else schema.LABELS),
     ):
         table = schema.align(frame.to_arrow(), columns, place=paths[name].name)
         event_table.write_table(table, paths[name])
@@ -188,20 +232,31 @@ def write_labels(
 
 
 def _summarise(
-    task: Task,
+    task: Task | ClassTask,
     followup: Followup,
     cohort: pl.DataFrame,
     labels: pl.DataFrame,
     paths: Mapping[str, Path],
 ) -> LabelSummary:
     index = cohort.filter("eligible")
-    competing = index.filter(
-        (pl.col("outcome") == "competing") & (pl.col("outcome_days") <= task.horizon_days)
-    )
+    n_positive = n_negative = n_competing = 0
+    by_class: dict[str, int] = {}
+    if isinstance(task, ClassTask):
+        places = labels[INTEGER_VALUE].to_list()
+        by_class = {name: places.count(place) for place, name in enumerate(task.classes)}
+    else:
+        forestalled = (pl.col("outcome") == "competing") & (
+            pl.col("outcome_days") <= task.horizon_days
+        )
+        n_competing = index.filter(forestalled).height
+        n_positive = int(labels[schema.BOOLEAN_VALUE].sum())
+        n_negative = labels.height - n_positive
     reasons = cohort["reason"].drop_nulls().value_counts().sort("count", "reason", descending=True)
     notes: list[str] = []
     if cohort.height == 0:
-        notes.append("no hospital stays were found: the event table holds no admissions")
+        what = "claims" if task.name in CLAIM_TASKS else "hospital stays"
+        where = "claims" if task.name in CLAIM_TASKS else "admissions"
+        notes.append(f"no {what} were found: the event table holds no {where}")
     elif index.height == 0:
         notes.append("no stay is eligible; the reasons are above")
     elif labels.height == 0:
@@ -212,12 +267,13 @@ def _summarise(
         n_stays=cohort.height,
         n_eligible=index.height,
         not_eligible=dict(reasons.iter_rows()),
-        n_positive=int(labels[schema.BOOLEAN_VALUE].sum()),
-        n_negative=int((~labels[schema.BOOLEAN_VALUE]).sum()),
-        n_competing=competing.height,
+        n_positive=n_positive,
+        n_negative=n_negative,
+        n_competing=n_competing,
         n_unknown=index.height - labels.height,
         notes=tuple(notes),
         paths=dict(paths),
+        n_by_class=by_class,
     )
 
 

@@ -32,21 +32,3 @@ def build_events(rows: Sequence[Sequence[Any]]) -> pl.DataFrame:
 def events_of() -> Callable[[Sequence[Sequence[Any]]], pl.DataFrame]:
     """Events from (subject, time, code[, value[, available_time]])."""
     return build_events
-
-
-@pytest.fixture(scope="session")
-def cohort_of() -> Callable[[Sequence[tuple[int, datetime, datetime]]], pl.DataFrame]:
-    """Cohort rows from (subject, start_time, prediction_time)."""
-
-    def build(rows: Sequence[tuple[int, datetime, datetime]]) -> pl.DataFrame:
-        return pl.DataFrame(
-            rows,
-            schema={
-                "subject_id": pl.Int64,
-                "start_time": pl.Datetime("us"),
-                "prediction_time": pl.Datetime("us"),
-            },
-            orient="row",
-        )
-
-    return build

@@ -17,13 +17,13 @@ from __future__ import annotations
 import polars as pl
 
 from tsfm import codes, schema
-from tsfm.evaluation.baselines.charlson import charlson_index
 from tsfm.evaluation.baselines.lace import (
     acute_admissions,
     asked_of,
     count_before,
     nights_in_hospital,
 )
+from tsfm.tasks.charlson import charlson_index
 from tsfm.tasks.stays import in_class
 
 HEMOGLOBIN = ("718-7", "51222", "220228")

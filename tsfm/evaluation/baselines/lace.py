@@ -15,7 +15,7 @@ from __future__ import annotations
 import polars as pl
 
 from tsfm import codes, schema
-from tsfm.evaluation.baselines.charlson import LACE_WEIGHTS, charlson_index
+from tsfm.tasks.charlson import LACE_WEIGHTS, charlson_index
 from tsfm.tasks.stays import code_part, in_class
 
 OWN_VISIT_HOURS = 24

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tsfm.evaluation.baselines.charlson import (
+from tsfm.tasks.charlson import (
     CATEGORIES,
     CHARLSON_WEIGHTS,
     LACE_WEIGHTS,

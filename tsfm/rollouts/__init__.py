@@ -1,0 +1,1 @@
+"""Sampled futures: many timelines from one shared state, and what they estimate."""
