@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -11,17 +10,18 @@ import pytest
 
 from tsfm import event_table
 
-Row = tuple[int, datetime | None, str, int | None]
+Row = Sequence[Any]
 
 
 def build_events(rows: Sequence[Row]) -> pl.DataFrame:
+    """Events from (subject, time, code[, encounter[, available_time]])."""
     frame = pl.DataFrame(
         {
             "subject_id": [row[0] for row in rows],
             "time": [row[1] for row in rows],
             "code": [row[2] for row in rows],
-            "available_time": [row[1] for row in rows],
-            "encounter_id": [row[3] for row in rows],
+            "available_time": [row[4] if len(row) > 4 else row[1] for row in rows],
+            "encounter_id": [row[3] if len(row) > 3 else None for row in rows],
         },
         schema_overrides={
             name: event_table.POLARS_EVENTS[name]
@@ -37,7 +37,7 @@ def build_events(rows: Sequence[Row]) -> pl.DataFrame:
 
 @pytest.fixture(scope="session")
 def events_of() -> Callable[[Sequence[Row]], pl.DataFrame]:
-    """Events from (subject, time, code, encounter) rows, known when they happen."""
+    """Events from rows; see `build_events`. They are known when they happen."""
     return build_events
 
 
