@@ -31,7 +31,7 @@ class ClassHead(nn.Module):
         nn.init.zeros_(self.logits.bias)
 
     def set_baseline(self, label: Int[Tensor, " point"]) -> None:
-        """Put the offsets at the class shares of a training sample, each class counted once more."""
+        """Put the offsets at the class shares of a training sample, one added to each."""
         counts = torch.bincount(label, minlength=self.logits.out_features) + 1.0
         with torch.no_grad():
             self.logits.bias.copy_(torch.log(counts / counts.sum()))

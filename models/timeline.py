@@ -106,9 +106,10 @@ class TimelineModel(nn.Module):
         Raises:
             ModelMismatch: The model was not fine-tuned for it.
         """
-        head = self.tasks[task] if task in self.tasks else None
-        if not isinstance(head, CompetingHazards):
+        if task not in self.tasks:
             raise _not_trained(task)
+        head = self.tasks[task]
+        assert isinstance(head, CompetingHazards)
         return head
 
     def class_head(self, task: str) -> ClassHead:
@@ -117,9 +118,10 @@ class TimelineModel(nn.Module):
         Raises:
             ModelMismatch: The model was not fine-tuned for it.
         """
-        head = self.class_tasks[task] if task in self.class_tasks else None
-        if not isinstance(head, ClassHead):
+        if task not in self.class_tasks:
             raise _not_trained(task)
+        head = self.class_tasks[task]
+        assert isinstance(head, ClassHead)
         return head
 
 

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tsfm.errors import InputError
-from tsfm.evaluation.discrimination import check_pair
+from tsfm.evaluation.bootstrap import Interval, bootstrap_interval
+from tsfm.evaluation.discrimination import brier, check_pair
 
 _EDGE = 1e-9  # probabilities are held off 0 and 1 by this much before their logit is taken
+_WIDEST = 25.0  # log odds beyond which a probability is 0 or 1 to all digits that count
 _RIDGE = 1e-8  # keeps a fit finite where the classes are separable
 
 
@@ -44,6 +46,59 @@ def calibration_slope_intercept(y: ArrayLike, p: ArrayLike) -> LogisticLine:
     """
     labels, probability = check_probability(y, p)
     return _fit_line(logit(probability), labels)
+
+
+def calibration_in_the_large(y: ArrayLike, p: ArrayLike) -> float:
+    """What must be added to all log odds for the expected events to be as many as the observed.
+
+    The intercept of Cox's line at slope one; above zero the risks are too low. NaN where only one
+    class is there.
+    """
+    labels, probability = check_probability(y, p)
+    observed = float(labels.sum())
+    if not 0 < observed < len(labels):
+        return float("nan")
+    x = logit(probability)
+    low, high = -x.max() - _WIDEST, -x.min() + _WIDEST
+    while high - low > 1e-10:
+        middle = (low + high) / 2
+        too_few = float(_sigmoid(x + middle).sum()) < observed
+        low, high = (middle, high) if too_few else (low, middle)
+    return float((low + high) / 2)
+
+
+def calibration_intervals(
+    subject_ids: ArrayLike, y: ArrayLike, p: ArrayLike, *, n: int = 500, seed: int = 0
+) -> dict[str, Interval]:
+    """Measures of calibration with intervals over resampled subjects.
+
+    The calibration error has no lower end at zero even for a calibrated model: chance alone leaves
+    some in every bin, more in fewer rows, and a resample has more of it than the data.
+
+    Args:
+        subject_ids: Subject of each row, shape (n_rows,).
+        y: Labels, shape (n_rows,).
+        p: Probabilities, shape (n_rows,).
+        n: Resamples.
+        seed: Of the draws.
+
+    Returns:
+        slope, intercept (Cox's line), in_the_large, observed_to_expected, ece (ten bins of equal
+        mass) and brier.
+    """
+    measures = {
+        "slope": lambda y, p: calibration_slope_intercept(y, p).slope,
+        "intercept": lambda y, p: calibration_slope_intercept(y, p).intercept,
+        "in_the_large": calibration_in_the_large,
+        "observed_to_expected": lambda y, p: float(y.sum() / p.sum()) if p.sum() else float("nan"),
+        "ece": ece,
+        "brier": brier,
+    }
+    labels, probability = check_probability(y, p)
+    return {
+        name: bootstrap_interval(measure, subject_ids, labels, probability, n, seed)
+        for name, measure in measures.items()
+    }
 
 
 def fit_platt(y: ArrayLike, p: ArrayLike) -> LogisticLine:

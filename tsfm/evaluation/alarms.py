@@ -1,0 +1,309 @@
+"""Alarms that a ward can answer: a threshold from a budget, and what it finds.
+
+A risk course crosses a threshold again and again. An alarm is raised at a moment whose risk is at
+or above the threshold, unless the stay has had one less than the silence ago. Raised greedily from
+the start, alarms are the largest number of such moments that lie a silence apart; a lower threshold
+has all the moments of a higher one and so never fewer alarms. That makes the threshold of a budget
+unique, and bisection finds it.
+
+A budget is in alarms per 100 patient-days, the unit in which wards of any size compare. Choose the
+threshold on the tuning split and report on another one: on the data it was chosen on the budget is
+kept by construction.
+
+An alarm is true if its stay has the event within the horizon after it. At and after the event a
+stay is no longer watched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tsfm import schema
+from tsfm.clock import DAY_US
+from tsfm.errors import InputError
+from tsfm.evaluation.bootstrap import Interval, bootstrap_interval
+from tsfm.evaluation.discrimination import alerts_at_capacity
+
+START, END, EVENT = "start_time", "end_time", "event_time"
+STAY = [schema.SUBJECT_ID, START]
+LEAD_QUANTILES = (0.25, 0.5, 0.75)
+_HOUR_US = DAY_US / 24
+
+
+@dataclass(frozen=True)
+class AlarmPolicy:
+    """When alarms are raised.
+
+    Attributes:
+        threshold: Least risk that raises one.
+        silence: After an alarm the stay raises none for this long.
+    """
+
+    threshold: float
+    silence: timedelta = timedelta(hours=12)
+
+
+@dataclass(frozen=True)
+class AlarmReport:
+    """What a policy does on some stays.
+
+    Attributes:
+        policy: The policy.
+        n_stays: Stays watched.
+        n_events: Stays with the event.
+        n_alarms: Alarms raised.
+        patient_days: Days watched, of all stays.
+        sensitivity: Share of stays with the event that had a true alarm before it.
+        ppv: Share of alarms that are true.
+        per_100_days: Alarms per 100 patient-days.
+        lead_hours: Quantile to hours from a stay's first true alarm to its event.
+    """
+
+    policy: AlarmPolicy
+    n_stays: int
+    n_events: int
+    n_alarms: int
+    patient_days: float
+    sensitivity: Interval
+    ppv: Interval
+    per_100_days: Interval
+    lead_hours: dict[float, Interval]
+
+    def _repr_html_(self) -> str:
+        def row(name: str, found: Interval, form: str) -> str:
+            ends = f"{found.low:{form}} to {found.high:{form}}"
+            return f"<tr><td>{name}</td><td>{found.value:{form}}</td><td>{ends}</td></tr>"
+
+        leads = "".join(
+            row(f"lead time in hours, {q:.0%} quantile", found, ".1f")
+            for q, found in self.lead_hours.items()
+        )
+        return (
+            f"<b>Alarms</b> from {self.policy.threshold:.1%}: {self.n_alarms:,} in "
+            f"{self.patient_days:,.0f} patient-days, {self.n_events:,} of {self.n_stays:,} stays "
+            f"with the event<table>{row('sensitivity', self.sensitivity, '.1%')}"
+            f"{row('positive predictive value', self.ppv, '.1%')}"
+            f"{row('alarms per 100 patient-days', self.per_100_days, '.1f')}{leads}</table>"
+        )
+
+
+def alarms_per_100_days(alarms_per_day: float, n_beds: float) -> float:
+    """Budget of a ward: alarms a day for its occupied beds, as alarms per 100 patient-days.
+
+    >>> alarms_per_100_days(3, n_beds=24)
+    12.5
+    """
+    if not (alarms_per_day > 0 and n_beds > 0):
+        raise InputError(
+            "alarms a day and beds are not both positive", code="bad_budget", place="n_beds"
+        )
+    return 100 * alarms_per_day / n_beds
+
+
+def choose_threshold(
+    course: pl.DataFrame,
+    stays: pl.DataFrame,
+    budget: float,
+    *,
+    silence: timedelta = timedelta(hours=12),
+) -> AlarmPolicy:
+    """The lowest threshold whose alarms stay within a budget.
+
+    Args:
+        course: Risk over time, such as `risk_course` gives it: subject_id, start_time of the stay,
+            time, probability (null: not scored, raises nothing) and, if it is there, settled.
+        stays: The stays watched, with or without an alarm: subject_id, start_time, end_time and
+            event_time (null: it did not happen).
+        budget: Most alarms per 100 patient-days.
+        silence: See `AlarmPolicy`.
+
+    Raises:
+        InputError: Not a positive budget or silence below zero, nothing watched or scored, columns
+            missing, stays that end before they start or stand twice.
+    """
+    watched = _watched(course, stays)
+    n_most = int(budget * _stay_days(stays).sum() / 100 + 1e-9) if budget > 0 else 0
+    if not budget > 0 or silence < timedelta(0):
+        raise InputError(
+            "the budget is not positive, or the silence is below zero", code="bad_budget",
+            place="budget", remedy="Use for example 10 alarms per 100 patient-days.",
+        )  # fmt: skip
+    if watched.height == 0:
+        raise InputError(
+            "no stay has a risk to choose a threshold from", code="no_scores", place="course",
+            remedy="Use a risk course of the stays' own subjects.",
+        )  # fmt: skip
+    risk = watched["probability"].to_numpy()
+    scores = np.unique(risk)
+    high = len(scores)
+    if n_most >= 1:
+        # Without a silence every row is an alarm: above the risk of the row at which the budget
+        # is full, it is kept in any case.
+        full = alerts_at_capacity(np.zeros(len(risk)), risk, min(n_most, len(risk)))
+        high = int(np.searchsorted(scores, full.threshold, side="right"))
+    low = 0
+    while low < high:
+        middle = (low + high) // 2
+        if _raise(watched, float(scores[middle]), silence).height <= n_most:
+            high = middle
+        else:
+            low = middle + 1
+    # Where even the highest risk would raise too many, the threshold is one that nobody reaches.
+    threshold = scores[low] if low < len(scores) else np.nextafter(scores[-1], np.inf)
+    return AlarmPolicy(float(threshold), silence)
+
+
+def raise_alarms(course: pl.DataFrame, stays: pl.DataFrame, policy: AlarmPolicy) -> pl.DataFrame:
+    """The alarms of a policy, in order of subject and time.
+
+    Args:
+        course: See `choose_threshold`.
+        stays: See `choose_threshold`.
+        policy: When to raise one.
+
+    Returns:
+        subject_id, start_time, time, probability, event_time (null: none in this stay).
+
+    Raises:
+        InputError: See `choose_threshold`.
+    """
+    watched = _watched(course, stays)
+    return _raise(watched, policy.threshold, policy.silence).drop("_stay")
+
+
+def report_alarms(
+    course: pl.DataFrame,
+    stays: pl.DataFrame,
+    policy: AlarmPolicy,
+    *,
+    horizon: timedelta | None = None,
+    n: int = 500,
+    seed: int = 0,
+) -> AlarmReport:
+    """What a policy does on some stays, with intervals over resampled subjects.
+
+    Args:
+        course: See `choose_threshold`.
+        stays: See `choose_threshold`.
+        policy: When alarms are raised.
+        horizon: An alarm is true if the event comes this soon; None: at any later time of the stay.
+        n: Resamples.
+        seed: Of the draws.
+
+    Raises:
+        InputError: See `choose_threshold`.
+    """
+    lead = pl.col(EVENT) - pl.col(schema.TIME)
+    is_true = pl.col(EVENT).is_not_null()
+    if horizon is not None:
+        is_true = is_true & (lead <= horizon)
+    alarms = raise_alarms(course, stays, policy).with_columns(
+        is_true.alias("is_true"), (lead.dt.total_microseconds() / _HOUR_US).alias("lead_hours")
+    )
+    found = alarms.filter("is_true").group_by(STAY).agg(pl.col("lead_hours").max())
+    with_event = stays.filter(pl.col(EVENT).is_not_null()).join(found, on=STAY, how="left")
+    detected = with_event.filter(pl.col("lead_hours").is_not_null())
+
+    def interval(metric: Any, frame: pl.DataFrame, y: Any, p: Any) -> Interval:
+        return bootstrap_interval(metric, frame[schema.SUBJECT_ID].to_numpy(), y, p, n, seed)
+
+    hit = with_event["lead_hours"].is_not_null().to_numpy().astype(float)
+    true = alarms["is_true"].to_numpy().astype(float)
+    hours = detected["lead_hours"].to_numpy()
+    # One row an alarm (label 1, no days) and one a stay (label 0, its days), so that a resample
+    # draws both with the subject.
+    both = pl.concat([alarms.select(schema.SUBJECT_ID), stays.select(schema.SUBJECT_ID)])
+    is_alarm = np.repeat([1.0, 0.0], [alarms.height, stays.height])
+    days = np.concatenate([np.zeros(alarms.height), _stay_days(stays)])
+    return AlarmReport(
+        policy=policy,
+        n_stays=stays.height,
+        n_events=with_event.height,
+        n_alarms=alarms.height,
+        patient_days=float(days.sum()),
+        sensitivity=interval(_mean_label, with_event, hit, np.zeros_like(hit)),
+        ppv=interval(_mean_label, alarms, true, np.zeros_like(true)),
+        per_100_days=interval(_per_100, both, is_alarm, days),
+        lead_hours={
+            q: interval(_quantile(q), detected, np.zeros_like(hours), hours) for q in LEAD_QUANTILES
+        },
+    )
+
+
+def _mean_label(y: NDArray[np.float64], p: NDArray[np.float64]) -> float:
+    return float(y.mean()) if len(y) else float("nan")
+
+
+def _per_100(y: NDArray[np.float64], p: NDArray[np.float64]) -> float:
+    return 100 * float(y.sum() / p.sum()) if p.sum() else float("nan")
+
+
+def _quantile(q: float) -> Any:
+    return lambda y, p: float(np.quantile(p, q)) if len(p) else float("nan")
+
+
+def _watched(course: pl.DataFrame, stays: pl.DataFrame) -> pl.DataFrame:
+    """Scored moments of the stays while they are watched, ordered by stay and time."""
+    for frame, wanted, place in (
+        (course, [*STAY, schema.TIME, "probability"], "course"),
+        (stays, [*STAY, END, EVENT], "stays"),
+    ):
+        absent = [name for name in wanted if name not in frame.columns]
+        if absent:
+            raise InputError(
+                f"the frame lacks {', '.join(absent)}", code="missing_column", place=place,
+                remedy=f"It needs {', '.join(wanted)}.",
+            )  # fmt: skip
+    ill = stays.select(STAY).is_duplicated().any() or (_stay_days(stays) < 0).any()
+    if ill or stays[END].null_count():
+        raise InputError(
+            "stays stand twice, have no end or end before they start", code="bad_stay",
+            place="stays", remedy="Give each stay once, with start_time and end_time.",
+        )  # fmt: skip
+    moments = course.filter(pl.col("settled")) if "settled" in course.columns else course
+    over = pl.min_horizontal(END, EVENT)
+    return (
+        moments.select(*STAY, schema.TIME, "probability")
+        .drop_nulls("probability")
+        .join(stays.select(*STAY, over.alias("_over"), EVENT), on=STAY)
+        .filter((pl.col(schema.TIME) >= pl.col(START)) & (pl.col(schema.TIME) < pl.col("_over")))
+        .sort(*STAY, schema.TIME, maintain_order=True)
+        .with_columns(pl.struct(STAY).rle_id().alias("_stay"))
+        .select(*STAY, schema.TIME, "probability", EVENT, "_stay")
+    )
+
+
+def _stay_days(stays: pl.DataFrame) -> NDArray[np.float64]:
+    """Days that each stay is watched: to its end or its event."""
+    span = pl.min_horizontal(END, EVENT) - pl.col(START)
+    days = stays.select((span.dt.total_microseconds() / DAY_US).alias("days"))["days"]
+    return days.fill_null(0.0).to_numpy()
+
+
+def _raise(watched: pl.DataFrame, threshold: float, silence: timedelta) -> pl.DataFrame:
+    """Moments of alarms: from each alarm the next one is looked for behind its silence."""
+    above = watched.filter(pl.col("probability") >= threshold)
+    later = above.select("_stay", schema.TIME).with_row_index("_row")
+    behind = (
+        above.select("_stay", pl.col(schema.TIME) + silence)
+        .join_asof(later, on=schema.TIME, by="_stay", strategy="forward", check_sortedness=False)
+        .get_column("_row")
+        .fill_null(above.height)
+        .to_numpy()
+        .astype(np.int64)
+    )
+    stay = above["_stay"].to_numpy()
+    behind = np.maximum(behind, np.arange(len(stay)) + 1)  # a silence of nothing finds itself
+    ends = np.searchsorted(stay, stay, side="right")
+    raised = np.zeros(len(stay), bool)
+    rows = np.flatnonzero(np.diff(stay.astype(np.int64), prepend=-1))  # the first of each stay
+    while len(rows):
+        raised[rows] = True
+        rows = behind[rows][behind[rows] < ends[rows]]
+    return above.filter(pl.Series(raised, dtype=pl.Boolean))

@@ -1,0 +1,263 @@
+"""What several tasks ask of one packed batch, and what they lose on it.
+
+A question is a task with its index stays, found by the streams' keys. All questions read the hidden
+states of the same forward pass: a hazard head where a task asks how long until its event, a softmax
+where the answer is one of several classes.
+
+**Hidden history.** `comorbidity_charlson` asks for the burden of disease of a patient who comes
+without a past, so it may only be trained and scored on streams from whose events the diagnoses were
+taken (`tsfm.tasks.comorbidity.hide_history`) before anything was made of them: a token store of its
+own (`hidden_token_store`), with the model's vocabulary. Taking tokens out of a finished store would
+not do: a diagnosis that the vocabulary does not know is a token of no class, and a first contact
+that is a diagnosis says when the others stand. Other tasks read the whole stream, and both streams
+of a patient stand in the same batch (`tsfm.batches.patient_views`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tsfm import event_table, schema
+from tsfm.batches.batch import Batch
+from tsfm.batches.dataset import CohortIndex, PredictionPoints
+from tsfm.batches.patient_views import PatientViews, View
+from tsfm.errors import InputError, ModelMismatch
+from tsfm.models.timeline import TimelineModel
+from tsfm.tasks.class_tasks import CENSORED, ClassTask, class_labels_of
+from tsfm.tasks.cohorts import Task
+from tsfm.tasks.comorbidity import COMORBIDITY, HIDDEN, hide_history
+from tsfm.tasks.registry import any_task_named
+from tsfm.tokens.token_store import TokenStore, build_token_store
+from tsfm.training.losses import AdmissionTargets
+
+HIDING: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {COMORBIDITY.name: hide_history}
+"""Tasks that are asked on hidden history, with what hides it."""
+
+UNKNOWN_CLASS = -1
+
+
+@dataclass(frozen=True)
+class Question:
+    """A task and the index stays that are asked.
+
+    Attributes:
+        task: The task.
+        stays: (R rows) of the cohort, with their own subject ids.
+        index: Where they are found in a batch, by key.
+        keys: (R,) key of each stay's stream.
+        label: (R,) place of each stay's class, `UNKNOWN_CLASS` where there is none.
+    """
+
+    task: Task | ClassTask
+    stays: pl.DataFrame
+    index: CohortIndex
+    keys: NDArray[np.int64]
+    label: NDArray[np.int64]
+
+    @classmethod
+    def create(
+        cls, task: Task | ClassTask, cohort: pl.DataFrame, view: View, *, known: bool
+    ) -> Question:
+        """Find a cohort's stays in a view.
+
+        Args:
+            task: The cohort's task.
+            cohort: Columns of `schema.COHORT`.
+            view: Streams that the task may read.
+            known: Only stays whose outcome teaches something; else all that are eligible.
+
+        Raises:
+            FormatError: An outcome is none of the task's classes.
+        """
+        stays = cohort.filter("eligible")
+        classes = task.classes if isinstance(task, ClassTask) else ()
+        if known and isinstance(task, ClassTask):
+            class_labels_of(stays, task)  # refuses the cohort of another task
+            stays = stays.filter(pl.col("outcome") != CENSORED)
+        elif known:
+            stays = stays.filter(pl.col("outcome").is_not_null() & (pl.col("outcome_days") > 0))
+        keyed = view.keyed(stays)
+        place = {name: k for k, name in enumerate(classes)}
+        label = [place.get(outcome, UNKNOWN_CLASS) for outcome in stays["outcome"].to_list()]
+        return cls(
+            task, stays, CohortIndex.create(keyed),
+            keyed[schema.SUBJECT_ID].to_numpy().astype(np.int64), np.array(label, np.int64),
+        )  # fmt: skip
+
+    def losses(self, model: TimelineModel, batch: Batch, hidden: Tensor) -> Float[Tensor, " point"]:
+        """Negative log-likelihood of each stay that the batch holds, in nats."""
+        points = self.index.points_in(batch)
+        read = self.read(model, hidden, points)
+        if isinstance(self.task, ClassTask):
+            label = torch.from_numpy(self.label[points.row.numpy()])
+            return F.cross_entropy(read, label, reduction="none")
+        head = model.task_head(self.task.name)
+        return head.negative_log_likelihood(read, points.outcome, points.days)
+
+    def read(self, model: TimelineModel, hidden: Tensor, points: PredictionPoints) -> Tensor:
+        """Log hazards (point, cause, bin) of a task in time, logits (point, class) of the other."""
+        own = hidden[points.position], points.elapsed_hours
+        if isinstance(self.task, ClassTask):
+            return model.class_head(self.task.name)(*own)
+        return model.task_head(self.task.name)(*own)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A hospital's streams and what is asked of them.
+
+    Attributes:
+        views: The whole stream of each patient, and the one with hidden history if a task needs it.
+        questions: One a task.
+        targets: Where pretraining finds the next admissions.
+    """
+
+    views: tuple[View, ...]
+    questions: tuple[Question, ...]
+    targets: AdmissionTargets
+
+    @property
+    def store(self) -> TokenStore:
+        """Store of the whole streams."""
+        return self.views[0].store
+
+    def patients(self, split: str | None) -> PatientViews:
+        """Patients of a split of whom something is asked, with the views that are asked.
+
+        Raises:
+            InputError: There are none.
+        """
+        asked = {s for q in self.questions for s in q.stays[schema.SUBJECT_ID].to_list()}
+        found = PatientViews(self.views, split, subjects=asked)
+        if len(found) == 0:
+            raise InputError(
+                f"no eligible stay with a known outcome in {split or 'any split'}",
+                code="empty_cohort",
+                place=", ".join(q.task.name for q in self.questions),
+                remedy="Check the cohorts with `tsfm label`.",
+            )
+        return found
+
+    def n_stays(self, patients: PatientViews) -> dict[str, int]:
+        """Stays that each task asks of some patients."""
+        return {q.task.name: int(np.isin(q.keys, patients.keys).sum()) for q in self.questions}
+
+
+def open_site(
+    tokens: str | Path,
+    cohorts: Mapping[str, pl.DataFrame],
+    *,
+    vocabulary_hash: str,
+    hidden_tokens: str | Path | None = None,
+    known: bool = True,
+    first_key: int = 0,
+) -> Site:
+    """Open a site's token stores and find its cohorts in them.
+
+    Args:
+        tokens: Token store of whole histories.
+        cohorts: Task name to a frame with the columns of `schema.COHORT`.
+        vocabulary_hash: Vocabulary of the model.
+        hidden_tokens: Token store of `hidden_token_store`, for the tasks of `HIDING`.
+        known: Only stays whose outcome teaches something; else all that are eligible.
+        first_key: Where the streams' keys begin.
+
+    Raises:
+        InputError: No cohort, an unknown task, no store of hidden history where a task needs it, or
+            one that hides nothing.
+        ModelMismatch: A store's vocabulary is not the model's.
+    """
+    if not cohorts:
+        raise InputError("no task is asked", code="no_tasks", place="cohorts")
+    view = View(_open(tokens, vocabulary_hash), first_key)
+    views = [view]
+    if HIDING.keys() & cohorts.keys():
+        views.append(_open_hidden(hidden_tokens, vocabulary_hash, view.end_key))
+    questions = tuple(
+        Question.create(
+            any_task_named(name), cohort, views[-1] if name in HIDING else view, known=known
+        )
+        for name, cohort in cohorts.items()
+    )
+    return Site(tuple(views), questions, AdmissionTargets.create(view.store))
+
+
+def hidden_token_store(
+    root: str | Path, out: str | Path, *, task: str = COMORBIDITY.name, vocabulary_from: str | Path
+) -> TokenStore:
+    """Token store of an event table without what a task hides.
+
+    Args:
+        root: Root of the event table.
+        out: Folder to write.
+        task: One of `HIDING`.
+        vocabulary_from: Model, or token store, whose vocabulary is used.
+
+    Raises:
+        InputError: The task hides nothing.
+    """
+    if task not in HIDING:
+        raise InputError(
+            f"'{task}' is asked on the whole history", code="task_hides_nothing", place="task",
+            remedy=f"Use one of {', '.join(HIDING)}.",
+        )  # fmt: skip
+    paths = event_table.shard_paths(root)
+    with tempfile.TemporaryDirectory(prefix="tsfm-", dir=Path(out).parent) as folder:
+        with event_table.EventWriter(folder, n_shards=len(paths)) as writer:
+            for path in paths:
+                writer.add(HIDING[task](event_table.read_events(path)))
+            writer.finish(
+                dataset=event_table.dataset_facts(root),
+                subject_splits=event_table.subject_splits(root),
+            )
+        return build_token_store(folder, out, vocabulary_from=vocabulary_from)
+
+
+def batch_states(
+    model: TimelineModel, patients: PatientViews, max_tokens: int
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Every batch of some patients with its hidden states, one forward pass each, no gradients."""
+    model.eval()
+    for batch in patients.batches(max_tokens=max_tokens):
+        with torch.no_grad():
+            yield batch, model(batch)
+
+
+def _open(tokens: str | Path, vocabulary_hash: str) -> TokenStore:
+    store = TokenStore.open(tokens)
+    if store.vocabulary.hash != vocabulary_hash:
+        raise ModelMismatch(
+            "the token store and the model have different vocabularies",
+            code="vocabulary_mismatch",
+            place=str(tokens),
+            remedy="Tokenize with `--vocabulary MODEL`.",
+        )
+    return store
+
+
+def _open_hidden(tokens: str | Path | None, vocabulary_hash: str, first_key: int) -> View:
+    tasks = ", ".join(HIDING)
+    if tokens is None:
+        raise InputError(
+            f"{tasks} is asked on hidden history, which is not given", code="no_hidden_history",
+            place="hidden_tokens", remedy="Make a store of it with `hidden_token_store`.",
+        )  # fmt: skip
+    store = _open(tokens, vocabulary_hash)
+    ids = [i for name in HIDDEN for i in store.vocabulary.ids_of_class(name)]
+    if bool(np.isin(store.fields["code"], ids).any()):
+        raise InputError(
+            f"the store shows what {tasks} must not see", code="history_not_hidden",
+            place=str(tokens), remedy="Make it with `hidden_token_store`.",
+        )  # fmt: skip
+    return View(store, first_key)
