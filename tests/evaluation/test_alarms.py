@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -23,7 +24,7 @@ T0 = datetime(2150, 1, 1)
 HOUR = timedelta(hours=1)
 
 
-def make_stays(rows: list[tuple[int, float, float | None]]) -> pl.DataFrame:
+def make_stays(rows: Sequence[tuple[int, float, float | None]]) -> pl.DataFrame:
     """Stays from (subject, hours, hour of the event)."""
     return pl.DataFrame(
         [(s, T0, T0 + h * HOUR, None if e is None else T0 + e * HOUR) for s, h, e in rows],
@@ -37,7 +38,7 @@ def make_stays(rows: list[tuple[int, float, float | None]]) -> pl.DataFrame:
     )
 
 
-def make_course(rows: list[tuple[int, float, float | None]]) -> pl.DataFrame:
+def make_course(rows: Sequence[tuple[int, float, float | None]]) -> pl.DataFrame:
     """Risk from (subject, hour, probability)."""
     return pl.DataFrame(
         [(s, T0, T0 + h * HOUR, p) for s, h, p in rows],

@@ -109,10 +109,10 @@ def test_the_distance_of_values_is_kolmogorovs_of_subjects_medians() -> None:
         .agg(pl.col("numeric_value").cast(pl.Float64).median())["numeric_value"]
         for f in (before, now)
     ]
-    oracle = ks_2samp(*medians)
+    statistic, p_value = ks_2samp(medians[0], medians[1])
     row = drift_table(before, now).filter((pl.col("name") == code) & (pl.col("kind") == "value"))
-    assert row["distance"][0] == pytest.approx(oracle.statistic)
-    assert row["p_value"][0] == pytest.approx(oracle.pvalue)
+    assert row["distance"][0] == pytest.approx(statistic)
+    assert row["p_value"][0] == pytest.approx(p_value)
     assert row["reference"][0] is None  # a median is somebody's value
 
 

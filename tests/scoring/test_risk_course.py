@@ -14,7 +14,7 @@ import pytest
 from tsfm import event_table, schema
 from tsfm.batches.dataset import CohortIndex, batches_of
 from tsfm.errors import InputError, ModelMismatch
-from tsfm.evaluation.calibration import LogisticLine, recalibrate
+from tsfm.evaluation.calibration import LogisticLine, logit, recalibrate
 from tsfm.models.checkpoint import ModelDirectory, load_model
 from tsfm.scoring.batch_score import score_events
 from tsfm.scoring.risk_course import COLUMNS, risk_course
@@ -99,7 +99,7 @@ def test_every_newly_known_event_of_a_stay_has_one_row(
     assert sorted(own.filter(pl.col("time") > start)["code"]) == sorted(
         known.filter(pl.col("available_time") > start)["code"]
     )
-    log_odds = np.log(own["probability"] / (1 - own["probability"])).to_numpy()
+    log_odds = logit(own["probability"].to_numpy())
     np.testing.assert_allclose(own["log_odds_change"][1:].to_numpy(), np.diff(log_odds), atol=1e-9)
     assert own["log_odds_change"][0] is None
     assert own["n_new"].to_list() == [1] * own.height

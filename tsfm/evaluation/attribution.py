@@ -108,7 +108,7 @@ def occlude(
         # Without the last token the one before it is asked, a while longer ago.
         without.append(ends[:-1])
     effect = ends[-1] - torch.cat(without)
-    found = effect.tolist() if past.n > 1 else [None]
+    found: list[float | None] = [None] if past.n == 1 else effect.tolist()
     return _attribution(past, "occlusion", float(ends[-1]), found)
 
 

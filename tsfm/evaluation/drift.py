@@ -18,8 +18,9 @@ that figure stands beside it.
 
 All p values of a table are adjusted together (Benjamini and Hochberg 1995): of what it calls
 drifted, a share of `level` is expected to be chance. Subjects in both periods make the tests
-cautious. Comparisons of too few subjects are named and not made; no patient's value, nor a count of
-one to ten, is shown.
+cautious. Comparisons of too few subjects are named and not made. No patient's value is shown; where
+one to ten subjects have a code, or lack it, the table tells whether it drifted and no figure, since
+they could be counted out of it.
 """
 
 from __future__ import annotations
@@ -77,15 +78,15 @@ def drift_table(
         reference_scores: Rows with subject_id, probability and, where known, boolean_value.
         current_scores: The same of the other period; both or none.
         level: Share of chance findings among what is called drifted.
-        fewest: Subjects (of both classes together, for calibration events too) that each side of a
-            comparison must have, at least eleven; of a code, both periods together.
+        fewest: Subjects that each side of a comparison must have, at least eleven; those with a
+            code, both periods together. Calibration needs eleven labels of each kind besides.
 
     Returns:
         One row a comparison, the smallest p value first: kind; name (the code, or the measure);
         status (`tested` or `not enough data`); n_reference and n_current, subjects compared;
-        reference and current, the share of
-        subjects or the calibration shift, null for values and scores; distance, their difference or
-        Kolmogorov and Smirnov's distance; psi, psi_by_chance; p_value, q_value; drifted.
+        reference and current, the share of subjects or the calibration shift, null for values and
+        scores; distance, their difference or Kolmogorov and Smirnov's; psi, psi_by_chance; p_value,
+        q_value; drifted.
 
     Raises:
         InputError: Scores of one period only, columns missing, or limits out of range.
@@ -235,11 +236,11 @@ def _compare(
     n, m = len(before), len(now)
     if min(n, m) < fewest:
         return _row(kind, name, n, m)
-    found = ks_2samp(before, now)
+    distance, p_value = map(float, np.array(ks_2samp(before, now)))
     psi, by_chance = population_stability(before, now)
     return _row(
-        kind, name, n, m, distance=float(found.statistic), psi=psi, psi_by_chance=by_chance,
-        p_value=float(found.pvalue),
+        kind, name, n, m, distance=distance, psi=psi, psi_by_chance=by_chance,
+        p_value=p_value,
     )  # fmt: skip
 
 
@@ -255,7 +256,7 @@ def _score_rows(reference: pl.DataFrame, current: pl.DataFrame, fewest: int) -> 
         means.append(
             scored.agg(pl.col(PROBABILITY).mean())[PROBABILITY].cast(pl.Float64).to_numpy()
         )
-    rows = [_compare("score", PROBABILITY, *means, fewest)]
+    rows = [_compare("score", PROBABILITY, means[0], means[1], fewest)]
     if all(schema.BOOLEAN_VALUE in frame.columns for frame in (reference, current)):
         rows.append(_calibration_row(reference, current, fewest))
     return rows

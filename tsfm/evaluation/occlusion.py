@@ -149,8 +149,8 @@ def _continue(
             for block in backbone.blocks
         ))  # fmt: skip
     x, memory = _remember(model.memory, x, gap, borders, memory)
-    hidden, backbone = model.backbone(x, gap, borders, state=backbone, return_state=True)
-    return hidden[borders[1:] - 1], memory, backbone
+    hidden, left = model.backbone(x, gap, borders, state=backbone, return_state=True)
+    return hidden[borders[1:] - 1], memory, left
 
 
 def _remember(
