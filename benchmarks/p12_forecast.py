@@ -263,6 +263,7 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     first = results[0].told
     for hours, share in first["coverage_80_by_horizon"].items():
         print(f"  {hours:<10}{share:.3f}   {first['coverage_95_by_horizon'][hours]:.3f}")
+    told["variables_within"] = variables_within(first)
     for by in ("horizon", "variable"):
         told[f"coverage_by_{by}"] = [first[f"coverage_{p}_by_{by}"] for p in (80, 95)]
     if chosen.query_pattern:
@@ -281,6 +282,25 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
             told["parts"][name] = found
             print(row(name, found, protocol), flush=True)
     return told
+
+
+def variables_within(told: dict[str, Any], points: float = 0.02) -> dict[str, list[int]]:
+    """Print and return how many variables are covered within two points.
+
+    Returns:
+        For each interval: variables within, variables within but for 1.96 standard errors, and all.
+    """
+    found: dict[str, list[int]] = {}
+    for name, level in (("coverage_80", 0.8), ("coverage_95", 0.95)):
+        shares, errors = told[f"{name}_by_variable"], told[f"{name}_errors"]
+        off = {v: abs(share - level) for v, share in shares.items()}
+        within = sum(distance <= points for distance in off.values())
+        beyond = [v for v, distance in off.items() if distance - 1.96 * errors[v] > points]
+        found[name] = [within, len(off) - len(beyond), len(off)]
+        print(f"{name}: {within} of {len(off)} variables within two points, "
+              f"{len(off) - len(beyond)} but for their standard error; beyond: "
+              f"{', '.join(beyond) or 'none'}")  # fmt: skip
+    return found
 
 
 def learnt_peers(

@@ -161,7 +161,8 @@ def distribution_scores(
         `crps` (mean over variables for A, over points for B) and, where the levels have both ends
         of the interval, `coverage_80` and `coverage_95`, the share of points within it, with
         `..._by_variable` {name: share} and `..._by_horizon` {"0-6 h": share} beside each; the last
-        bin holds its end.
+        bin holds its end. `..._errors` {name: standard error} of the shares by variable counts a
+        stay once, however many points it has.
 
     Raises:
         InputError: As `crps_from_quantiles`, or no targets.
@@ -184,6 +185,8 @@ def distribution_scores(
         found[f"{name}_by_variable"] = {
             protocol.variables[at]: share for at, share in _shares(truth.variable, within).items()
         }
+        errors = _share_errors(truth.variable, truth.stay, within)
+        found[f"{name}_errors"] = {protocol.variables[at]: e for at, e in errors.items()}
         found[f"{name}_by_horizon"] = {
             f"{k * BIN_HOURS:.0f}-{(k + 1) * BIN_HOURS:.0f} h": share
             for k, share in _shares(horizon, within).items()
@@ -242,3 +245,16 @@ def _shares(group: np.ndarray, value: np.ndarray) -> dict[int, float]:
     groups, place = np.unique(group, return_inverse=True)
     means = np.bincount(place, value) / np.bincount(place)
     return {int(at): float(mean) for at, mean in zip(groups, means, strict=True)}
+
+
+def _share_errors(group: np.ndarray, stay: np.ndarray, value: np.ndarray) -> dict[int, float]:
+    """Standard errors of the groups' means, where the points of a stay are alike."""
+    groups, place = np.unique(group, return_inverse=True)
+    count = np.bincount(place)
+    residual = value - (np.bincount(place, value) / count)[place]
+    _, cell = np.unique(np.stack([place, stay]), axis=1, return_inverse=True)
+    of_cell = np.bincount(cell, residual)
+    owner = np.zeros(len(of_cell), np.int64)
+    owner[cell] = place
+    spread = np.bincount(owner, of_cell**2, len(groups))
+    return {int(at): float(e) for at, e in zip(groups, np.sqrt(spread) / count, strict=True)}

@@ -267,3 +267,20 @@ class TestScores:
         lead = truth.hours - protocol.cut_hours
         early = inside[(lead < 6) | (lead.max() <= 6)].mean()
         assert found["coverage_80_by_horizon"]["0-6 h"] == pytest.approx(early)
+
+    def test_the_error_of_a_share_counts_stays_not_points(self, protocol: Any) -> None:
+        score, truth = load("scores"), load("data").targets_of(protocol, 2)
+        stays = np.unique(truth.stay)
+        lucky = np.random.default_rng(3).random(len(stays)) < 0.7
+        middle = truth.value + np.where(lucky[np.searchsorted(stays, truth.stay)], 0.0, 9.0)
+        found = score.distribution_scores(
+            protocol, truth, [0.1, 0.9], np.column_stack([middle - 1, middle + 1])
+        )
+        for at, name in enumerate(protocol.variables):
+            n = np.bincount(np.searchsorted(stays, truth.stay[truth.variable == at]))
+            own = lucky[: len(n)][n > 0]
+            n = n[n > 0]
+            if len(n):
+                off = own - (n @ own) / n.sum()
+                expected = np.sqrt(((n * off) ** 2).sum()) / n.sum()
+                assert found["coverage_80_errors"][name] == pytest.approx(expected)
