@@ -1,7 +1,7 @@
 """Death in hospital after the first day in a unit (eICU demo), beside APACHE IVa.
 
     python benchmarks/eicu_mortality.py --train DIR [--test DIR]
-    python benchmarks/eicu_mortality.py --quick           a tenth of the features, short trainings
+    python benchmarks/eicu_mortality.py --quick           made-up stays, to see that it runs
 
 The stays are those with a valid prediction of APACHE IVa. Without `--test` there are five folds by
 hospital; hospitals that share a patient are in one fold, and every stay is judged by models that
@@ -19,12 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from eicu_features import PREDICTED, SCORE, features_of, read_stays
+from eicu_tables import write_tables
 from measure import machine_line
 from numpy.typing import NDArray
 from risk_stack import N_FOLDS, Boosting, Pair, hashed, in_folds, report, stacked
@@ -121,7 +123,7 @@ def boosted(
 ) -> Pair:  # fmt: skip
     """Boosting in folds."""
     return in_folds(
-        lambda taught, asked: BOOSTING.fit_predict(
+        lambda taught, asked: chosen.boosting.fit_predict(
             X[taught], y[taught], X[asked], threads=chosen.threads
         ),
         fold, chosen.folds,
@@ -165,8 +167,12 @@ def timeline(
     """The timeline model in the same folds. A hospital stay is a subject."""
     fold_of = dict(zip(stays[schema.SUBJECT_ID].to_list(), fold.tolist(), strict=True))
     fold_of = {subject: k for subject, k in fold_of.items() if k >= 0}
-    judged = events.filter(
-        pl.col(schema.SUBJECT_ID).is_in(stays[schema.SUBJECT_ID].unique().implode())
+    last = stays.group_by(schema.SUBJECT_ID).agg(_last=pl.col(schema.PREDICTION_TIME).max())
+    known = pl.coalesce(schema.AVAILABLE_TIME, schema.TIME)
+    judged = (
+        events.join(last, on=schema.SUBJECT_ID, maintain_order="left")
+        .filter(known.is_null() | (known <= pl.col("_last")))
+        .drop("_last")
     )
     return cross_fitted(
         TimelineData(judged, {TASK: stays.select(schema.COHORT.names)},
@@ -200,19 +206,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--folds", type=int, default=N_FOLDS)
     add("--threads", type=int, default=2)
     add("--out", type=Path, help="folder for what is made on the way; a run goes on there")
-    add("--quick", action="store_true", help="common features only and short trainings")
+    add("--quick", action="store_true", help="made-up stays and short trainings")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run and print."""
     chosen = parse(sys.argv[1:] if arguments is None else arguments)
-    chosen.setup, chosen.boot, chosen.min_subjects = SETUP, 1000, 20
+    chosen.setup, chosen.boosting, chosen.boot, chosen.min_subjects = SETUP, BOOSTING, 1000, 20
     with tempfile.TemporaryDirectory() as temporary:
         work = chosen.out or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         if chosen.quick:
-            chosen.folds, chosen.boot, chosen.min_subjects = 2, 20, 1000
+            made = Path(temporary) / "tables"
+            write_tables(made, n_stays=150, seed=0)
+            chosen.train, chosen.test, chosen.folds, chosen.boot = [made], [], 2, 20
+            chosen.min_subjects, chosen.boosting = 10, replace(BOOSTING, n_trees=60, n_seeds=1)
+            chosen.threads = 1  # on so few rows threads would only wait for each other
             chosen.setup = TimelineSetup(d_model=8, n_layers=1, epochs=1, max_tokens=16384)
         print(json.dumps(run(chosen, work)))
 

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def save_model(
         "tsfm_version": __version__,
         "model_type": MODEL_TYPE,
         "vocabulary_hash": vocabulary.hash,
-        "model": asdict(model.config),
+        "model": model.config.stored(),
         "facts": dict(facts),
     }
     with writing_directory(path) as temporary:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tsfm.batches.batch import Batch
+from tsfm.models.code_embedding import CodeSharing
 
 N_BINS = 11  # no value, and ten deciles
 _N_TIMES = 10
@@ -31,9 +32,17 @@ class EventEmbedding(nn.Module):
         d_model: Width of the result.
         dropout: Share of tokens whose code is replaced by the unknown in training, so that the
             embedding of codes that a new hospital brings is one the model has met.
+        sharing: Adds the vectors of a code's parents and words to its own; None leaves codes alone.
     """
 
-    def __init__(self, n_codes: int, d_model: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        n_codes: int,
+        d_model: int,
+        *,
+        dropout: float = 0.0,
+        sharing: CodeSharing | None = None,
+    ) -> None:
         """Start with small normal embeddings."""
         super().__init__()
         self.code = nn.Embedding(n_codes, d_model)
@@ -45,8 +54,14 @@ class EventEmbedding(nn.Module):
         self.time = nn.Linear(_N_TIMES, d_model)
         self.mix = nn.Linear(d_model, d_model)
         self.code_dropout = dropout
-        for table in (self.code, self.value, self.trend, self.change, self.increment, self.bin):
+        self.sharing = sharing
+        for table in (*self.code_tables, self.bin):
             nn.init.normal_(table.weight, std=0.5)
+
+    @property
+    def code_tables(self) -> tuple[nn.Embedding, ...]:
+        """Tables with a vector of every code's own."""
+        return self.code, self.value, self.trend, self.change, self.increment
 
     def forward(self, batch: Batch) -> Float[Tensor, "token model"]:
         """Vector of every token."""
@@ -55,9 +70,14 @@ class EventEmbedding(nn.Module):
             dropped = torch.rand(code.shape, device=code.device) < self.code_dropout
             code = code.masked_fill(dropped, 0)
         z = batch.value.clamp(-6.0, 6.0).unsqueeze(-1)  # asinh units: 6 is two hundred scales out
-        x = self.code(code) + self.value(code) * z + self.trend(code) * batch.rate.unsqueeze(-1)
-        x = x + self.change(code) * torch.asinh(batch.change).unsqueeze(-1)
-        x = x + self.increment(code) * batch.increment.clamp(-6.0, 6.0).unsqueeze(-1)
+        if self.sharing is None:
+            found = [table(code) for table in self.code_tables]
+        else:
+            found = self.sharing(code, self.code_tables)
+        what, value, trend, change, increment = found
+        x = what + value * z + trend * batch.rate.unsqueeze(-1)
+        x = x + change * torch.asinh(batch.change).unsqueeze(-1)
+        x = x + increment * batch.increment.clamp(-6.0, 6.0).unsqueeze(-1)
         x = x + self.bin(batch.bin) + self.time(_times(batch))
         return x + self.mix(F.silu(x))
 

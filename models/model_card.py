@@ -110,13 +110,20 @@ def _usage(tasks: tuple[str, ...]) -> str:
 
 
 def _architecture(model: TimelineModel) -> dict[str, Any]:
-    backbone = model.config.backbone
+    config, backbone = model.config, model.config.backbone
+    blocks = "attention layers" if config.attention_only else "Mamba blocks in real time"
+    more = {
+        "attention layers between them": len(config.attention_after),
+        "codes with hazards of their own": len(config.hazard_codes),
+        "tasks with classes": len(config.class_tasks),
+    }
     return {
-        "Mamba blocks in real time": backbone.n_layers,
+        blocks: backbone.n_layers,
+        **{name: n for name, n in more.items() if n},
         "width between blocks": backbone.d_model,
         "state components a channel": backbone.d_state,
-        "channels of the event memory": model.config.memory_width,
-        "codes": model.config.n_codes,
+        "channels of the event memory": config.memory_width,
+        "codes": config.n_codes,
         "parameters": sum(p.numel() for p in model.parameters()),
         "written by": f"tsfm {__version__}",
     }

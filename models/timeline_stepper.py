@@ -2,8 +2,9 @@
 
 A subject's past is read once, packed, and leaves a state of fixed size: event memory and Mamba
 backbone. A future continues that state by naming its slot, so that many futures fork from one
-subject without a copy of their past. After each token the hidden state says how the next one is
-distributed; its code and its time are independent given that state, its value hangs on its code.
+subject without a copy of their past; only of what attention layers keep, if a model has them, each
+has a copy. After each token the hidden state says how the next one is distributed; its code and its
+time are independent given that state, its value hangs on its code.
 
 The states are float32 tables of which a step changes the rows that it names; nothing here keeps
 them.
@@ -20,15 +21,16 @@ from torch import Tensor
 
 from tsfm.batches.batch import Batch
 from tsfm.errors import InputError
-from tsfm.models.mamba import MambaState
+from tsfm.models.mamba import Mamba, MambaState
 from tsfm.models.timeline import TimelineModel
+from tsfm.models.timeline_backbone import HybridBackbone, HybridState
 
 # The bounds within which the heads are trained, see `NextEvent.loss`.
 _LOG_STD = (-4.0, 3.0)
-# What `EventEmbedding` reads of a token.
+# What `EventEmbedding` and the backbone read of a token.
 _READ = (
     "code", "value", "bin", "gap_hours", "since_hours", "repeated", "change", "increment", "rate",
-    "lag_hours", "age_years", "age_known", "hour", "cu_seqlens",
+    "lag_hours", "age_years", "age_known", "hour", "cu_seqlens", "time_s",
 )  # fmt: skip
 
 
@@ -55,11 +57,11 @@ class TimelineState:
 
     Attributes:
         memory: (slot, width, 1) sums of the event memory.
-        backbone: State of the Mamba stack, with the same rows.
+        backbone: State of the backbone, with the same rows.
     """
 
     memory: Float[Tensor, "slot width 1"]
-    backbone: MambaState
+    backbone: MambaState | HybridState
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,9 @@ class TimelineStepper:
         batch = self._here(batch)
         x = self.model.embedding(batch)
         x, memory = self.model.memory(x, batch.gap_hours, batch.cu_seqlens, return_state=True)
+        times = {"seconds": batch.time_s} if isinstance(self.model.backbone, HybridBackbone) else {}
         hidden, backbone = self.model.backbone(
-            x, batch.gap_hours, batch.cu_seqlens, return_state=True
+            x, batch.gap_hours, batch.cu_seqlens, return_state=True, **times
         )
         table = memory.new_zeros(n_slots, *memory.shape[1:])
         table[: len(memory)] = memory
@@ -127,12 +130,24 @@ class TimelineStepper:
 
         Returns:
             Hidden state after each token, as one pass over its whole timeline gives it.
+
+        Raises:
+            InputError: The state is of another model, or the slots are not its rows.
         """
         tokens = self._here(tokens)
         source, target = (slots.to(tokens.code.device) for slots in (source_slots, target_slots))
         x = self.model.embedding(tokens)
         x = self.model.memory.step(x, tokens.gap_hours, state.memory, source, target)
-        return self.model.backbone.step(x, tokens.gap_hours, state.backbone, source, target)
+        backbone, held = self.model.backbone, state.backbone
+        if isinstance(backbone, Mamba) and isinstance(held, MambaState):
+            return backbone.step(x, tokens.gap_hours, held, source, target)
+        if isinstance(backbone, HybridBackbone) and isinstance(held, HybridState):
+            seconds = tokens.time_s
+            return backbone.step(x, tokens.gap_hours, held, source, target, seconds=seconds)
+        raise InputError(
+            "the state is of another model", code="wrong_state", place="state",
+            remedy="Use the state that `prefill` of this model returned.",
+        )  # fmt: skip
 
     @torch.no_grad()
     def next_token(self, hidden: Float[Tensor, "row model"]) -> NextToken:
@@ -153,7 +168,7 @@ class TimelineStepper:
 
     def _here(self, batch: Batch) -> Batch:
         """The batch on the model's own device."""
-        device = self.model.memory.decay.device
+        device = self.model.next_event.code.weight.device
         if batch.code.device == device:
             return batch
         return replace(batch, **{name: getattr(batch, name).to(device) for name in _READ})

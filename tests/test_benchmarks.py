@@ -60,7 +60,7 @@ def parsed(command: str) -> tuple[str, dict[str, Any]]:
     return " ".join(words[:n]), found.make_context(words[0], words[n:]).params
 
 
-@pytest.mark.parametrize("script", ["flow.py", "scan.py", "scan_gpu.py"])
+@pytest.mark.parametrize("script", ["flow.py", "scan.py", "scan_gpu.py", "timeline_speed.py"])
 def test_the_benchmarks_of_single_parts_print_a_table_and_end_with_json(
     repository: Path, script: str
 ) -> None:
@@ -86,6 +86,72 @@ def test_the_benchmark_of_intensive_care_runs_on_made_up_stays(repository: Path)
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert {"macro_mse", "common_mse", "crps", "gbm", "delta_ci", "peers"} <= set(found)
     assert {"macro_mse", "gbm"} <= set(found["query_pattern"])
+
+
+RISK_KEYS = {
+    "auroc", "auprc", "brier", "calibration_slope", "n", "min_se_ppv", "delta_auroc_ci",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "script", ["p12_mortality.py", "diabetes_readmission.py", "eicu_mortality.py"]
+)
+def test_the_benchmarks_of_risk_run_on_made_up_stays(repository: Path, script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", "--quick", "--threads", "1"],
+        cwd=repository, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    shipped, peer = found["models"][found["model"]], found["gbm"]
+    for model in (found, peer, *found["models"].values()):
+        assert set(model) >= RISK_KEYS
+        assert all(0 <= model[name] <= 1 for name in ("auroc", "auprc", "brier", "min_se_ppv"))
+        low, high = model["delta_auroc_ci"]
+        assert low <= high
+        assert model["n"] == found["n"] > 0
+    assert {name: found[name] for name in RISK_KEYS} == {n: shipped[n] for n in RISK_KEYS}
+    assert peer["delta_auroc_ci"] == [0.0, 0.0]
+    assert peer in found["models"].values()
+    assert all(name in done.stdout for name in found["models"])
+    if script == "eicu_mortality.py":
+        assert found["apache"]["auroc"] > 0.6  # the tables say who dies by it
+
+
+def test_the_benchmark_of_futures_compares_with_reading_again(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/futures_speed.py", "--quick"],
+        cwd=repository, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["quick"]
+    assert set(found["met"]) == set(found["rows"])
+    assert all(name in done.stdout for name in found["rows"])
+    assert all(value > 0 for value in found["rows"].values())
+    token_s = 1.0 / found["futures_tokens_per_s_past_read"]
+    read_s, rollouts_s = (found[f"{name}_s_a_patient"] for name in ("reading_the_past", "rollouts"))
+    assert rollouts_s == pytest.approx(read_s + 76_700 * token_s, rel=1e-4)
+    again, risk = found["again_rollouts_s_a_patient"], found["one_pass_risk_s_a_patient"]
+    assert again / risk == pytest.approx(
+        next(v for name, v in found["rows"].items() if "by reading again" in name), rel=1e-3
+    )
+
+
+def test_the_benchmark_of_designs_runs_and_goes_on_where_it_stopped(
+    repository: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "benchmarks/timeline_designs.py", "--out", str(tmp_path), "--quick"]
+    last: list[str] = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        last.append(done.stdout.strip().splitlines()[-1])
+    assert last[0] == last[1]
+    found = json.loads(last[0])
+    assert all(0 < bits < 40 for bits in found["bits"]["total"].values())
+    assert found["bits"]["share_of_clocked_events"] > 0.9
+    assert found["tuned"]["mortality_in_hospital"]["ceiling"] is None
 
 
 @pytest.mark.parametrize("script", ["train_forecaster_zero.py", "train_forecaster_icu.py"])

@@ -101,3 +101,19 @@ def test_the_examples_of_forecasting_run_as_they_stand(
     assert found["forecast"]["predictions"].notna().all()
     assert len(found["vectors"]) >= 3
     assert found["again"].calibration is not None
+
+
+def test_the_examples_of_acting_on_risk_run_as_they_stand(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_hospital: Any
+) -> None:
+    page = (repository / "docs" / "how-to" / "act-on-risk.md").read_text()
+    (tmp_path / "demo").mkdir()
+    for name in ("events", "tokens", "pretrained"):
+        (tmp_path / "demo" / name).symlink_to(getattr(tiny_hospital, name))
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(compile(block, "act-on-risk.md", "exec"), found)
+    assert set(found["answers"]) == set(found["tasks"])
+    assert found["course"]["probability"].is_between(0, 1).all()
+    assert found["why"].events.height > 0

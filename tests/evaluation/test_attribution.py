@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from tsfm.evaluation.attribution import integrate_gradients, occlude
 from tsfm.evaluation.calibration import logit
 from tsfm.evaluation.known_past import KnownPast, calibrated_log_odds, pack_tokens
 from tsfm.models.checkpoint import ModelDirectory
+from tsfm.models.timeline import TimelineModel
 from tsfm.scoring.trained_model import TrainedModel
 
 from .model_patients import END, LABS, TASK, make_events, make_model
@@ -141,3 +143,12 @@ def test_questions_that_can_not_be_asked_are_refused(directory: ModelDirectory) 
         occlude(directory, events, TASK, datetime(2000, 1, 1))
     with pytest.raises(ModelMismatch, match="task_not_trained"):
         integrate_gradients(directory, events, "mortality_30d", moment_of(events))
+
+
+def test_occlusion_of_a_model_with_attention_is_refused_by_name() -> None:
+    directory = make_model()
+    config = replace(directory.model.config, attention_after=(0,))
+    other = replace(directory, model=TimelineModel(config))
+    events = make_events(1, 12)
+    with pytest.raises(ModelMismatch, match="no_occlusion"):
+        occlude(other, events, TASK, events["time"].max())

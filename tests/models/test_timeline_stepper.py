@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from tsfm.batches.batch import Batch, make_batch
 from tsfm.errors import InputError
 from tsfm.models.event_memory import EventMemory
-from tsfm.models.mamba import MambaConfig
+from tsfm.models.mamba import MambaConfig, MambaState
 from tsfm.models.timeline import TimelineConfig, TimelineModel
 from tsfm.models.timeline_stepper import TimelineStepper
 
@@ -20,11 +22,23 @@ PER_TOKEN = [
 ]
 
 
+PLAIN = {"memory_width": 24}
+FORMS = {
+    "mamba": PLAIN,
+    "attention": {**PLAIN, "attention_after": (0, 1), "share_codes": True},
+    "attention alone": {"memory_width": 0, "attention_only": True},
+}
+
+
+def make_stepper(form: dict[str, Any]) -> TimelineStepper:
+    torch.manual_seed(0)
+    config = TimelineConfig(N_CODES, MambaConfig(d_model=16, n_layers=2), **form)
+    return TimelineStepper(TimelineModel(config).eval())
+
+
 @pytest.fixture
 def stepper() -> TimelineStepper:
-    torch.manual_seed(0)
-    config = TimelineConfig(N_CODES, MambaConfig(d_model=16, n_layers=2), memory_width=24)
-    return TimelineStepper(TimelineModel(config).eval())
+    return make_stepper(PLAIN)
 
 
 def make_tokens() -> Batch:
@@ -52,7 +66,9 @@ def part(batch: Batch, at: list[int], lengths: list[int]) -> Batch:
     return Batch(**tokens, cu_seqlens=borders, subject_id=torch.arange(len(lengths)))
 
 
-def test_a_past_and_then_token_by_token_is_the_whole(stepper: TimelineStepper) -> None:
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_past_and_then_token_by_token_is_the_whole(form: dict[str, Any]) -> None:
+    stepper = make_stepper(form)
     batch = make_tokens()
     whole = stepper.model(batch).detach()
     starts = batch.cu_seqlens[:-1].tolist()
@@ -72,6 +88,7 @@ def test_a_past_and_then_token_by_token_is_the_whole(stepper: TimelineStepper) -
 def test_futures_fork_from_one_past_without_touching_it(stepper: TimelineStepper) -> None:
     batch = make_tokens()
     _, state = stepper.prefill(part(batch, [0, 1, 2], [3]), 6)
+    assert isinstance(state.backbone, MambaState)
     kept = state.memory[0].clone(), [block.scan[0].clone() for block in state.backbone.blocks]
     tokens = part(batch, [3, 4, 12], [1] * 3)
     together = stepper.step(tokens, state, torch.tensor([0, 0, 0]), torch.tensor([1, 5, 2]))
@@ -100,6 +117,16 @@ def test_the_laws_of_the_next_token_are_those_of_the_loss(stepper: TimelineStepp
     later = torch.nn.functional.logsigmoid(-law.same_logit)
     expected = -(wait.log_prob(torch.log(gap)) + later).mean()
     torch.testing.assert_close(loss.time, expected)
+
+
+def test_the_state_of_another_model_is_refused(stepper: TimelineStepper) -> None:
+    other = make_stepper(FORMS["attention"])
+    tokens = part(make_tokens(), [0, 1, 2], [3])
+    _, state = stepper.prefill(tokens, 2)
+    slot = torch.tensor([0])
+    with pytest.raises(InputError) as caught:
+        other.step(part(make_tokens(), [3], [1]), state, slot, slot)
+    assert caught.value.code == "wrong_state"
 
 
 def test_a_model_in_training_is_refused(stepper: TimelineStepper) -> None:

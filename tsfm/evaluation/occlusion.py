@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tsfm.batches.batch import Batch
+from tsfm.errors import ModelMismatch
 from tsfm.evaluation.known_past import KnownPast, pack_tokens
 from tsfm.kernels.selective_scan import selective_scan
 from tsfm.models.event_memory import EventMemory
-from tsfm.models.mamba import BlockState, MambaState
+from tsfm.models.mamba import BlockState, Mamba, MambaState
 from tsfm.tokens.event_tokens import SubjectTokens
 
 TREND_FIELDS = ("since_hours", "repeated", "change", "increment", "rate")
@@ -32,8 +33,16 @@ def hidden_without_each(past: KnownPast, max_tokens: int) -> Iterator[Tensor]:
 
     The record is walked in short stretches. From the state at a stretch's start the rest is read
     once for each token of the stretch, without it.
+
+    Raises:
+        ModelMismatch: The model has attention layers or no event memory.
     """
     model, batch, n = past.directory.model, past.batch, past.n
+    if not (isinstance(model.backbone, Mamba) and isinstance(model.memory, EventMemory)):
+        raise ModelMismatch(
+            "occlusion goes on from states of Mamba, and this model has attention or no memory",
+            code="no_occlusion", place="config.json", remedy="Use integrated gradients.",
+        )  # fmt: skip
     x = model.embedding(batch)
     gaps, after, again, at_again = _changed_tokens(past)
     stretch = max(8, math.isqrt(n))

@@ -1,0 +1,149 @@
+"""Pretraining with parts that are off by default: they are learnt, kept and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tsfm import codes, schema
+from tsfm.batches.dataset import TokenDataset
+from tsfm.errors import InputError
+from tsfm.models.checkpoint import ModelDirectory, load_model
+from tsfm.models.mamba import MambaConfig
+from tsfm.models.timeline_backbone import HybridBackbone
+from tsfm.tokens.token_store import TokenStore
+from tsfm.training.loop import TrainConfig, TrainResult
+from tsfm.training.losses import AdmissionTargets, next_occurrences
+from tsfm.training.pretrain import ModelParts, frequent_codes, pretrain
+
+BACKBONE = MambaConfig(d_model=8, n_layers=1, d_state=2)
+CONFIG = TrainConfig(epochs=4, max_tokens=3000)
+HEART_FAILURE = "DIAGNOSIS//ICD//10//I50"
+PARTS = ModelParts(
+    attention_after=(1,),
+    hazard_codes=("LAB",),
+    n_hazard_codes=12,
+    n_hazard_bins=4,
+    share_codes=True,
+    descriptions={HEART_FAILURE: "Heart failure"},
+)
+
+
+@pytest.fixture(scope="module")
+def pretrained(
+    tiny_hospital: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ModelDirectory, TrainResult]:
+    out = tmp_path_factory.mktemp("parts") / "model"
+    result = pretrain(
+        tiny_hospital.tokens, out, backbone=BACKBONE, parts=PARTS, config=CONFIG, progress=False
+    )
+    return load_model(out), result
+
+
+@pytest.fixture(scope="module")
+def training(tiny_hospital: Any) -> TokenDataset:
+    return TokenDataset(TokenStore.open(tiny_hospital.tokens), schema.TRAIN)
+
+
+def subjects_with(training: TokenDataset, names: tuple[str, ...], name: str) -> int:
+    """Subjects in whom it happens after their first moment, by a plain loop."""
+    fields, n = training.store.fields, 0
+    for start, length in zip(training.start.tolist(), training.length.tolist(), strict=True):
+        part = slice(start, start + length)
+        time_s, code = fields["time_s"][part], fields["code"][part]
+        later = {names[c] for c in code[time_s > time_s[0]].tolist()}
+        n += any(name in (c, *codes.parents(c)) for c in later)
+    return n
+
+
+def test_all_parts_are_read_back(pretrained: tuple[ModelDirectory, TrainResult]) -> None:
+    directory, result = pretrained
+    assert "hazards" in result.history[-1]["tuning"]
+    assert isinstance(directory.model.backbone, HybridBackbone)
+    config = directory.model.config
+    assert len(config.hazard_codes) == len(set(config.hazard_codes)) == 13
+    assert config.hazard_codes[0] == "LAB"
+    assert config.hazard_edges_days[0] == 0
+    assert 2 <= len(config.hazard_edges_days) <= 4
+
+
+@torch.no_grad()
+def test_states_tell_more_of_what_comes_than_rates_do(
+    pretrained: tuple[ModelDirectory, TrainResult], training: TokenDataset
+) -> None:
+    model = pretrained[0].model
+    head, names = model.many_hazards, model.config.hazard_codes
+    assert head is not None
+    batch = training.batch(np.arange(len(training)))
+    targets = AdmissionTargets.create(training.store)
+    found = next_occurrences(batch, targets, names, np.arange(0, batch.n_tokens, 7))
+    log2_hazard = head(model(batch)[found.position])
+    whole = log2_hazard.mean(0).expand_as(log2_hazard)
+    with_states, without = (
+        head.negative_log_likelihood(each, found.days, found.is_event).mean()
+        for each in (log2_hazard, whole)
+    )
+    assert with_states < without
+
+
+def test_parents_stand_by_the_weights(pretrained: tuple[ModelDirectory, TrainResult]) -> None:
+    directory, _ = pretrained
+    sharing, names = directory.model.embedding.sharing, directory.vocabulary.codes
+    assert sharing is not None
+    for name, parent in zip(names, sharing.parent.long().tolist(), strict=True):
+        known = [p for p in codes.parents(name) if p in directory.vocabulary.ids]
+        assert (names[parent] if parent >= 0 else None) == (known[0] if known else None)
+    with_words = [name for name, row in zip(names, sharing.words, strict=True) if row[0] >= 0]
+    assert with_words == [name for name in names if name == HEART_FAILURE]
+
+
+def test_the_most_frequent_codes_are_those_of_the_most_subjects(training: TokenDataset) -> None:
+    names = training.store.vocabulary.codes
+    chosen = frequent_codes(training, 12)
+    counts = [subjects_with(training, names, name) for name in chosen]
+    assert counts == sorted(counts, reverse=True)
+    every = [subjects_with(training, names, name) for name in names if name not in chosen]
+    above = {p for name in chosen for p in codes.parents(name)}
+    better = [
+        name
+        for name, n in zip((x for x in names if x not in chosen), every, strict=True)
+        if n > counts[-1] and name not in above
+    ]
+    assert better == []
+    assert codes.BIRTH not in chosen
+    for name, n in zip(chosen, counts, strict=True):
+        above = [p for p in codes.parents(name) if p in chosen]
+        assert n not in [counts[chosen.index(p)] for p in above]
+
+
+def test_codes_that_the_vocabulary_lacks_are_refused(tiny_hospital: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        pretrain(tiny_hospital.tokens, tmp_path / "m", parts=ModelParts(hazard_codes=("NO//SUCH",)))
+    assert caught.value.code == "unknown_hazard_code"
+
+
+def test_a_model_with_parts_is_fine_tuned_as_any_other(
+    pretrained: tuple[ModelDirectory, TrainResult], tiny_hospital: Any, tmp_path: Path
+) -> None:
+    import polars as pl
+
+    from tsfm.training.finetune import FinetuneConfig, finetune
+
+    start = pretrained[0]
+    cohort = pl.read_parquet(tiny_hospital.labels / "readmission_30d" / "cohort.parquet")
+    out = tmp_path / "tuned"
+    finetune(
+        start.path, tiny_hospital.tokens, cohort, "readmission_30d", out,
+        config=FinetuneConfig(train=TrainConfig(epochs=1, max_tokens=4096)), progress=False,
+    )  # fmt: skip
+    tuned = load_model(out).model
+    assert tuned.config.hazard_codes == start.model.config.hazard_codes
+    assert tuned.embedding.sharing is not None
+    assert start.model.embedding.sharing is not None
+    assert torch.equal(tuned.embedding.sharing.parent, start.model.embedding.sharing.parent)
+    assert tuned.many_hazards is not None
+    assert bool(np.isfinite(tuned.many_hazards.bias.detach().numpy()).all())
