@@ -26,8 +26,6 @@ from tsfm.tokens.value_scale import ValueScale
 
 NONE, EVENT, COMPETING = 0, 1, 2
 _OUTCOME = {"censored": NONE, "event": EVENT, "competing": COMPETING}
-# A stamp is whole microseconds; half of one keeps float64 seconds from deciding a tie.
-_TIE_S = 5e-7
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,9 @@ class CohortIndex:
             if rows is None:
                 continue
             own = times[borders[index] : borders[index + 1]]
-            last = np.searchsorted(own, self.time_s[rows] + _TIE_S, side="right") - 1
+            # Equal microseconds are equal seconds: a tie needs no tolerance, and one of half a
+            # microsecond would let in the next microsecond after 2106.
+            last = np.searchsorted(own, self.time_s[rows], side="right") - 1
             seen = last >= 0
             positions.append(borders[index] + last[seen])
             answered.append(rows[seen])

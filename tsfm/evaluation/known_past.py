@@ -20,7 +20,6 @@ from tsfm.tasks.cohorts import Task
 from tsfm.tasks.registry import task_named
 from tsfm.tokens.event_tokens import SubjectTokens, order_of_knowing, tokenize_events
 
-_TIE_S = 5e-7  # half a microsecond: float64 seconds must not decide a tie
 _EDGE = 1e-9  # as in `calibration.logit`
 
 
@@ -86,7 +85,7 @@ class KnownPast:
                 code="not_one_subject", place="events", remedy="Filter the events by subject_id.",
             )  # fmt: skip
         at_s = clock.to_us(moment) / 1e6
-        n = int(np.searchsorted(tokens.time_s, at_s + _TIE_S, side="right"))
+        n = int(np.searchsorted(tokens.time_s, at_s, side="right"))
         if n == 0:
             raise InputError(
                 "nothing is known of the subject by then", code="no_events",

@@ -54,8 +54,6 @@ from tsfm.tokens.vocabulary import Vocabulary
 
 UNKNOWN_LABEL = -1
 _SECONDS_PER_DAY, _SECONDS_PER_YEAR = 86400.0, 365.25 * 86400.0
-# A stamp is whole microseconds; half of one keeps float64 seconds from deciding a tie.
-_TIE_S = 5e-7
 
 
 @dataclass(frozen=True)
@@ -217,8 +215,8 @@ def ehr_mamba_prompts(
             if owner is None:
                 continue
             first, end = int(streams.start[owner]), int(streams.start[owner + 1])
-            until = float(moments[row]) + _TIE_S
-            position = bisect_right(streams.time_s, until, first, end) - 1
+            # Equal microseconds are equal seconds: a tie needs no tolerance.
+            position = bisect_right(streams.time_s, float(moments[row]), first, end) - 1
             if position >= first:
                 found.append((row, owner, position))
         row, owner, position = np.array(found, np.int64).reshape(-1, 3).T

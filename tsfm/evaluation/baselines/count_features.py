@@ -114,7 +114,7 @@ def _known_events(path: Path, asked: pl.DataFrame) -> pl.DataFrame:
     return (
         event_table.read_events(path)
         .lazy()
-        .join(last.lazy(), on=schema.SUBJECT_ID)
+        .join(last.lazy(), on=schema.SUBJECT_ID, maintain_order="left")
         .filter(known.is_null() | (known <= pl.col("_last")))
         .select(
             schema.SUBJECT_ID,
@@ -306,23 +306,22 @@ def _summarise(
     yield np.where(has_any, values[latest], np.nan)
     yield np.where(has_any, (now_us - times_us[latest]) / clock.HOUR_US, np.nan)
     yield np.where(in_stay, values[latest] - values[first], np.nan)
-    # Sums of deviations from the overall mean: cumulative sums then lose no digits that matter.
-    centre = float(values.mean())
-    sums = np.concatenate([[0.0], np.cumsum(values - centre)])
-    squares = np.concatenate([[0.0], np.cumsum((values - centre) ** 2)])
     padded = np.append(values, np.nan)
     for window in ("stay", "30d"):
         since = ranks[window]
         n = now - since
         some = n > 0
         pairs = np.column_stack([since, now]).ravel()
+        # Each window is summed by itself: in cumulative sums, what is later moves the last digits.
+        row = np.repeat(np.arange(len(n)), n)
+        own = values[np.arange(len(row)) + np.repeat(since - (np.cumsum(n) - n), n)]
         divisor = np.maximum(n, 1)
-        mean = (sums[now] - sums[since]) / divisor
-        variance = (squares[now] - squares[since]) / divisor - mean**2
+        mean = np.bincount(row, own, len(n)) / divisor
+        variance = np.bincount(row, (own - mean[row]) ** 2, len(n)) / divisor
         yield np.where(some, np.minimum.reduceat(padded, pairs)[::2], np.nan)
         yield np.where(some, np.maximum.reduceat(padded, pairs)[::2], np.nan)
-        yield np.where(some, mean + centre, np.nan)
-        yield np.where(some, np.sqrt(np.maximum(variance, 0.0)), np.nan)
+        yield np.where(some, mean, np.nan)
+        yield np.where(some, np.sqrt(variance), np.nan)
 
 
 def _context(

@@ -103,7 +103,9 @@ def window_features(
     train = known.filter(pl.col(schema.SUBJECT_ID).is_in(set(train_subjects)))
     kept = _chosen(train, min_subjects)
     valued = known.filter(pl.col(schema.CODE).is_in(kept[0]) & pl.col(_VALUE).is_not_null())
-    valued = valued.sort(_ROW, schema.CODE, _HOURS, descending=[False, False, True])
+    valued = valued.sort(
+        _ROW, schema.CODE, _HOURS, descending=[False, False, True], maintain_order=True
+    )
     tables = [_table(valued, STAY, [*_short(), *_long()], kept[0])]
     for window in windows:
         tables.append(_table(valued.filter(window.holds()), window.name, _short(), kept[0]))
@@ -130,7 +132,7 @@ def _known(events: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
             pl.col(schema.NUMERIC_VALUE).fill_nan(None).cast(pl.Float64).alias(_VALUE),
             available.alias("_available"),
         )
-        .join(rows.lazy(), on=schema.SUBJECT_ID)
+        .join(rows.lazy(), on=schema.SUBJECT_ID, maintain_order="left")
         .filter((pl.col("_available") <= now) & (at >= pl.col("start_time")) & (at <= now))
         .select(
             _ROW, schema.SUBJECT_ID, schema.CODE, _VALUE,
@@ -143,7 +145,7 @@ def _known(events: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _ratio(known: pl.DataFrame, ratio: Ratio) -> pl.DataFrame:
-    valued = known.filter(pl.col(_VALUE).is_not_null()).sort(_SINCE)
+    valued = known.filter(pl.col(_VALUE).is_not_null()).sort(_SINCE, maintain_order=True)
     over = valued.filter(pl.col(schema.CODE).is_in(ratio.over))
     under = valued.filter(pl.col(schema.CODE).is_in(ratio.under) & (pl.col(_VALUE) > 0))
     under = under.select(_ROW, _SINCE, pl.col(_VALUE).alias("_under"))
@@ -229,7 +231,11 @@ def _context(events: pl.DataFrame, rows: pl.DataFrame, known: pl.DataFrame) -> p
     )
     sexes = events.filter(
         pl.col(schema.CODE).str.starts_with(codes.GENDER + codes.SEPARATOR)
-    ).select(schema.SUBJECT_ID, _female=pl.col(schema.CODE).str.ends_with("F").cast(pl.Float64))
+    ).select(
+        schema.SUBJECT_ID,
+        _female=pl.col(schema.CODE).str.ends_with("F").cast(pl.Float64),
+        _told=pl.coalesce(schema.AVAILABLE_TIME, schema.TIME),
+    )
     for_each = {"keep": "first", "maintain_order": True}
     born_days = (pl.col(schema.PREDICTION_TIME) - pl.col("_birth")).dt.total_hours() / 24
     recorded = known.group_by(_ROW).agg(
@@ -242,6 +248,7 @@ def _context(events: pl.DataFrame, rows: pl.DataFrame, known: pl.DataFrame) -> p
         .join(recorded, on=_ROW, how="left")
         .select(
             _ROW, (born_days / _DAYS_PER_YEAR).alias("age_years"),
-            pl.col("_female").alias("female"), "events", "moments", "codes",
+            pl.when((pl.col("_told") <= pl.col(schema.PREDICTION_TIME)).fill_null(True))
+            .then("_female").alias("female"), "events", "moments", "codes",
         )
     )  # fmt: skip
