@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tsfm import codes, event_table, schema
-from tsfm.evaluation.baselines.window_features import STAY, Window, window_features
+from tsfm.evaluation.baselines.window_features import STAY, window_features
 from tsfm.ingest.eicu import ingest_eicu
 
 SCORE = "APACHE//IV"
@@ -23,7 +23,6 @@ PREDICTED = "APACHE//IVa//predictedhospitalmortality"
 _ENDS = f"^({codes.DEATH}|{codes.DISCHARGE}|ICU_DISCHARGE|TRANSFER_TO)"
 _DAY_MINUTES = 1440
 _SHORTEST_DAYS = 0.02
-_WINDOWS = (Window("last8", last_hours=8.0),)
 
 GROUPS = {
     "norepinephrine": r"norepi|levophed",
@@ -148,9 +147,7 @@ def features_of(
     events: pl.DataFrame, stays: pl.DataFrame, train_subjects: Collection[int], min_subjects: int
 ) -> tuple[NDArray[np.float32], list[str]]:
     """Features of every stay, in their order, and their names."""
-    X, names = window_features(
-        events, stays, train_subjects, windows=_WINDOWS, min_subjects=min_subjects
-    )
+    X, names = window_features(events, stays, train_subjects, windows=(), min_subjects=min_subjects)
     kinds = _kinds(events, stays)
     extra, extra_names = [kinds.to_numpy()], list(kinds.columns)
     for code, normal in _NORMAL.items():

@@ -213,7 +213,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Run and print."""
     chosen = parse(sys.argv[1:] if arguments is None else arguments)
-    chosen.setup, chosen.boosting, chosen.boot, chosen.min_subjects = SETUP, BOOSTING, 1000, 20
+    chosen.setup, chosen.boosting, chosen.boot, chosen.min_subjects = SETUP, BOOSTING, 1000, 100
     with tempfile.TemporaryDirectory() as temporary:
         work = chosen.out or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
