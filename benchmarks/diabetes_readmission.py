@@ -27,7 +27,17 @@ from diabetes_features import CLOCK, Columns, columns_of, is_index, read_encount
 from diabetes_rows import write_encounters
 from measure import machine_line
 from numpy.typing import NDArray
-from risk_stack import N_FOLDS, Boosting, Pair, a_fifth, folds_of, in_folds, report, stacked
+from risk_stack import (
+    N_FOLDS,
+    Boosting,
+    Pair,
+    a_fifth,
+    folds_of,
+    in_folds,
+    report,
+    stacked,
+    tell_out_of_fold,
+)
 from risk_timeline import TimelineData, TimelineSetup, cross_fitted
 
 from tsfm import codes, event_table, schema
@@ -136,7 +146,7 @@ def run(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
     models[STACK], stack = stacked(y, fold, {n: members[n] for n in (WITH, EVENTS)})
     test = fold == -1
     told = report(y[test], patient[test], models, shipped=STACK, peer=WITH, n_boot=chosen.boot)
-    print("weights of the stack: " + ", ".join(f"{n} {w:.2f}" for n, w in stack.weights.items()))
+    told["out_of_fold"] = tell_out_of_fold(y, fold, {n: members[n] for n in (WITH, EVENTS)}, stack)
     return {**told, "seconds": round(time.perf_counter() - started, 1)}
 
 

@@ -185,7 +185,7 @@ def measure(sizes: Sizes) -> tuple[list[Row], dict[str, float]]:
     name = f"{N_ROLLOUTS} rollouts of {TOKENS_A_ROLLOUT} tokens"
     rows = [
         Row("futures, tokens a second, against reading again", n_decoded / decoding_s * again_s,
-            50, 100, True),
+            50, 200, True),
         Row(f"one-pass risk, against {name} by reading again", again_rollouts_s / risk_s,
             1000, 10_000, True),
         Row(f"one-pass risk, against {name} sampled here", rollouts_s / risk_s, 10, 100, True),

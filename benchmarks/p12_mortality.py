@@ -25,7 +25,16 @@ import polars as pl
 from measure import machine_line
 from numpy.typing import NDArray
 from p12_stays import write_stays
-from risk_stack import N_FOLDS, Boosting, a_fifth, folds_of, in_folds, report, stacked
+from risk_stack import (
+    N_FOLDS,
+    Boosting,
+    a_fifth,
+    folds_of,
+    in_folds,
+    report,
+    stacked,
+    tell_out_of_fold,
+)
 from risk_timeline import TimelineData, TimelineSetup, cross_fitted
 
 from tsfm import event_table, schema
@@ -182,7 +191,7 @@ def run(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
         y[test], subjects[test], models, shipped=SHIPPED,
         peer="boosting on window features", n_boot=chosen.boot,
     )  # fmt: skip
-    print("weights of the stack: " + ", ".join(f"{n} {w:.2f}" for n, w in stack.weights.items()))
+    told["out_of_fold"] = tell_out_of_fold(y, fold, members, stack)
     return {"task": chosen.task, **told, "seconds": round(time.perf_counter() - started, 1)}
 
 

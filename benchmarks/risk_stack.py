@@ -103,6 +103,20 @@ def stacked(
     return stack.probability({n: tested[test] for n, (_, tested) in members.items()}), stack
 
 
+def tell_out_of_fold(
+    y: NDArray[np.float64], fold: NDArray[np.int64], members: Mapping[str, Pair], stack: Stack
+) -> dict[str, list[float]]:
+    """Print and return AUROC and AUPRC of the training rows, each by models that did not see it."""
+    train = fold >= 0
+    each = {name: apart[train] for name, (apart, _) in members.items()}
+    each["stack"] = stack.probability(each)
+    found = {name: [auroc(y[train], p), auprc(y[train], p)] for name, p in each.items()}
+    told = ", ".join(f"{name} {a:.4f} / {b:.4f}" for name, (a, b) in found.items())
+    print(f"out of fold, {int(train.sum()):,} training rows (AUROC / AUPRC): {told}")
+    print("weights of the stack: " + ", ".join(f"{n} {w:.2f}" for n, w in stack.weights.items()))
+    return found
+
+
 def least_of_both(y: NDArray[np.float64], p: NDArray[np.float64]) -> float:
     """Score 1 of the Challenge 2012: the largest min(sensitivity, precision) over thresholds."""
     order = np.argsort(-p, kind="stable")
