@@ -147,6 +147,7 @@ def features_of(
     events: pl.DataFrame, stays: pl.DataFrame, train_subjects: Collection[int], min_subjects: int
 ) -> tuple[NDArray[np.float32], list[str]]:
     """Features of every stay, in their order, and their names."""
+    events = _with_scores_at_the_end(events, stays)
     X, names = window_features(events, stays, train_subjects, windows=(), min_subjects=min_subjects)
     kinds = _kinds(events, stays)
     extra, extra_names = [kinds.to_numpy()], list(kinds.columns)
@@ -156,6 +157,30 @@ def features_of(
             extra.append(np.abs(X[:, [names.index(name)]] - normal))
             extra_names.append(f"{code}/distance")
     return np.concatenate([X, *extra], 1).astype(np.float32), [*names, *extra_names]
+
+
+def _with_scores_at_the_end(events: pl.DataFrame, stays: pl.DataFrame) -> pl.DataFrame:
+    """What APACHE made of a stay that ended within its first day is known when the stay ends.
+
+    The event table dates it to the end of the day, since the source does not say when in the day
+    it was written; APACHE's prediction, beside which a stay is judged, rests on it all the same.
+    """
+    known = schema.AVAILABLE_TIME
+    apache = pl.col(schema.CODE).str.starts_with("APACHE//")
+    asked = stays.select(schema.SUBJECT_ID, "start_time", schema.PREDICTION_TIME).sort("start_time")
+    moved = (
+        events.filter(apache)
+        .sort(known)
+        .join_asof(
+            asked, left_on=known, right_on="start_time", by=schema.SUBJECT_ID,
+            strategy="backward", check_sortedness=False,
+        )
+        .with_columns(
+            pl.min_horizontal(name, schema.PREDICTION_TIME).alias(name)
+            for name in (schema.TIME, known)
+        )
+    )  # fmt: skip
+    return pl.concat([events.filter(~apache), moved.select(events.columns)])
 
 
 def _kinds(events: pl.DataFrame, stays: pl.DataFrame) -> pl.DataFrame:

@@ -151,4 +151,4 @@ def test_occlusion_of_a_model_with_attention_is_refused_by_name() -> None:
     other = replace(directory, model=TimelineModel(config))
     events = make_events(1, 12)
     with pytest.raises(ModelMismatch, match="no_occlusion"):
-        occlude(other, events, TASK, events["time"].max())
+        occlude(other, events, TASK, moment_of(events))

@@ -157,6 +157,7 @@ def _continue(
             BlockState(*(held.expand(n_rows, -1, -1).contiguous() for held in block))
             for block in backbone.blocks
         ))  # fmt: skip
+    assert isinstance(model.memory, EventMemory)
     x, memory = _remember(model.memory, x, gap, borders, memory)
     hidden, left = model.backbone(x, gap, borders, state=backbone, return_state=True)
     return hidden[borders[1:] - 1], memory, left
