@@ -34,7 +34,7 @@ SERVED = [
 served = pytest.mark.parametrize(("backend", "kind"), SERVED)
 
 # Largest error allowed, as a part of the largest summand.
-TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-10}
+TOLERANCE = {torch.float32: 2.5e-6, torch.float64: 1e-10}  # roundings differ between processors
 UNDERFLOW = 1e-18  # What torch's own derivative of expm1 leaves of a vanished decay, in float64.
 MOST_ELEMENTS = 25_000  # Components times tokens of a case: the loop's time grows with it.
 PARTS = frozenset({"gap", "D", "z", "delta_bias"})

@@ -370,8 +370,12 @@ def test_each_build_trains_every_parameter(sizes: dict[str, Any]) -> None:
     before = loss_of(model, batch)
     before.backward()
     idle = set()
+    # What is nought by the equations may be a rounding off it, which differs between processors.
+    rounding = 1e-8 * max(
+        float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None
+    )
     for name, parameter in model.named_parameters():
-        if parameter.grad is None or not bool(parameter.grad.any()):
+        if parameter.grad is None or float(parameter.grad.abs().max()) <= rounding:
             idle.add(name)
         else:
             assert bool(parameter.grad.isfinite().all()), name
