@@ -63,4 +63,7 @@ class WeightAverage:
         self.n_updates += 1
         kept = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
         for name, tensor in model.state_dict().items():
-            self.weights[name].lerp_(tensor, 1 - kept)
+            if tensor.is_floating_point():
+                self.weights[name].lerp_(tensor, 1 - kept)
+            else:  # a count of batches has no average
+                self.weights[name].copy_(tensor)

@@ -1,0 +1,248 @@
+"""Superclasses of PTB-XL from few records, beside the usual networks and boosting.
+
+    python benchmarks/ptbxl.py --train DIR [--test DIR] [--out DIR] [--seeds 3]
+    python benchmarks/ptbxl.py --quick                made-up records, to see that it runs
+
+Folders have the layout of PTB-XL (`ptbxl_database.csv`, `scp_statements.csv`, `records100/`).
+Without `--test` the records of `--train` are scored in five folds of patients. Ours is our encoder,
+fine-tuned from the packaged weights, together with trees on what a cardiograph measures; all peers
+see the same records in the same run. `--out` keeps the predictions of each model and fold, so that
+a run that was stopped goes on. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from ecg_peers import fit_predict
+from measure import machine_line
+from numpy.typing import NDArray
+from ptbxl_records import SUPERCLASSES, PtbXl, made_up, read_ptbxl
+
+from tsfm.evaluation.evaluation_ledger import EvaluationLedger
+from tsfm.evaluation.label_bootstrap import (
+    macro_auroc,
+    macro_auroc_interval,
+    paired_macro_difference,
+)
+from tsfm.models.biosignal_encoder import BiosignalConfig, BiosignalEncoder
+from tsfm.models.signal_checkpoint import load_encoder
+from tsfm.signals.ecg_measurements import measure_ecg
+from tsfm.signals.store import STANDARD_LEADS
+from tsfm.training.signal_classifier import SignalTraining, fit_signal_classifier
+
+DEFAULT = Path(os.environ.get("TSFM_DATA", "../shared/data")) / "wfdb" / "ptb-xl"
+FS_HZ = 100.0
+N_FOLDS = 5
+TRAINING = SignalTraining(epochs=30)
+QUICK = SignalTraining(epochs=1)
+PEERS = ("lightgbm", "resnet", "xresnet1d101", "net1d", "s4")
+OURS = "ours: encoder and trees"
+
+Predict = Callable[[PtbXl, PtbXl], NDArray[np.float64]]
+
+
+def logit(p: NDArray) -> NDArray:
+    p = np.clip(p, 1e-4, 1 - 1e-4)
+    return np.log(p / (1 - p))
+
+
+def measurements(data: PtbXl) -> NDArray[np.float64]:
+    """Hand-made features of every record, with age and sex."""
+    rows = [list(measure_ecg(x, fs_hz=FS_HZ).values()) for x in data.signal_mv]
+    return np.column_stack([np.array(rows), data.age, data.sex])
+
+
+def clean(data: PtbXl) -> torch.Tensor:
+    """(record, lead, sample) for the networks: less each lead's median, spikes cut at 5 mV."""
+    x = torch.from_numpy(data.signal_mv)
+    return (x - x.nanmedian(-1, keepdim=True).values).clamp(-5.0, 5.0)
+
+
+def boosting(train: PtbXl, test: PtbXl) -> NDArray[np.float64]:
+    """One LightGBM a superclass on the measurements, three seeds."""
+    import lightgbm
+
+    x, x_test = measurements(train), measurements(test)
+    found = np.zeros((len(test), len(SUPERCLASSES)))
+    for j in range(len(SUPERCLASSES)):
+        for seed in range(3):
+            model = lightgbm.LGBMClassifier(
+                n_estimators=150, num_leaves=6, learning_rate=0.05, min_child_samples=10,
+                colsample_bytree=0.2, subsample=0.8, subsample_freq=1, reg_lambda=5.0,
+                random_state=seed, num_threads=1, verbose=-1,
+            )  # fmt: skip
+            found[:, j] += model.fit(x, train.label[:, j]).predict_proba(x_test)[:, 1] / 3
+    return found
+
+
+def trees(train: PtbXl, test: PtbXl) -> NDArray[np.float64]:
+    """Extremely randomised trees on the measurements."""
+    from sklearn.ensemble import ExtraTreesClassifier
+    from sklearn.impute import SimpleImputer
+
+    fill = SimpleImputer(strategy="median", keep_empty_features=True)
+    x = fill.fit_transform(measurements(train))
+    x_test = fill.transform(measurements(test))
+    found = np.zeros((len(test), len(SUPERCLASSES)))
+    for j in range(len(SUPERCLASSES)):
+        model = ExtraTreesClassifier(
+            600, min_samples_leaf=3, max_features=0.2, random_state=0, n_jobs=1
+        )
+        found[:, j] = model.fit(x, train.label[:, j]).predict_proba(x_test)[:, 1]
+    return found
+
+
+def fine_tuned(
+    start: BiosignalEncoder | None, training: SignalTraining, n_seeds: int
+) -> Predict:
+    """Our encoder from given weights, or from none; the mean of some seeds."""
+
+    def predict(train: PtbXl, test: PtbXl) -> NDArray[np.float64]:
+        found = np.zeros((len(test), len(SUPERCLASSES)))
+        for seed in range(n_seeds):
+            torch.manual_seed(seed)
+            encoder = start or BiosignalEncoder(BiosignalConfig(scan="selective"))
+            model = fit_signal_classifier(
+                encoder, clean(train), torch.from_numpy(train.label), fs_hz=FS_HZ,
+                leads=STANDARD_LEADS,
+                training=SignalTraining(**{**vars(training), "seed": seed}),
+            )  # fmt: skip
+            found += model.predict(clean(test), fs_hz=FS_HZ, leads=STANDARD_LEADS).numpy()
+        return found / n_seeds
+
+    return predict
+
+
+def peer(kind: str, epochs: int | None, n_seeds: int) -> Predict:
+    """A network of `ecg_peers` from scratch; the mean of some seeds."""
+
+    def predict(train: PtbXl, test: PtbXl) -> NDArray[np.float64]:
+        x, x_test = clean(train).numpy(), clean(test).numpy()
+        parts = [
+            fit_predict(kind, x, train.label.astype(np.float32), x_test, seed=seed, epochs=epochs)
+            for seed in range(n_seeds)
+        ]
+        return np.mean(parts, axis=0)
+
+    return predict
+
+
+def models(arguments: argparse.Namespace) -> dict[str, Predict]:
+    training = QUICK if arguments.quick else TRAINING
+    epochs = 1 if arguments.quick else None
+    chosen: dict[str, Predict] = {"lightgbm": boosting, "trees": trees}
+    chosen["encoder"] = fine_tuned(
+        None if arguments.quick else load_encoder("ecg-encoder"), training, arguments.seeds
+    )
+    chosen["encoder from scratch"] = fine_tuned(None, training, 1)
+    for kind in PEERS[1:]:
+        if not arguments.quick or kind == "resnet":
+            chosen[kind] = peer(kind, epochs, 1)
+    return chosen
+
+
+def predictions(
+    chosen: dict[str, Predict], parts: list[tuple[PtbXl, PtbXl]], out: Path | None
+) -> dict[str, NDArray[np.float64]]:
+    """Of every model, for the test records of all parts in order."""
+    found = {}
+    for name, predict in chosen.items():
+        rows = []
+        for i, (train, test) in enumerate(parts):
+            kept = out / f"{name.replace(' ', '_')}-{i}.npy" if out else None
+            if kept and kept.exists():
+                rows.append(np.load(kept))
+                continue
+            started = time.perf_counter()
+            rows.append(predict(train, test))
+            if kept:
+                np.save(kept, rows[-1])
+            print(f"  {name:22} part {i}: {time.perf_counter() - started:7.1f} s", flush=True)
+        found[name] = np.concatenate(rows)
+    return found
+
+
+def split(train: PtbXl, test: PtbXl | None) -> list[tuple[PtbXl, PtbXl]]:
+    """The given split, or folds of patients; the ledger refuses a patient on both sides."""
+    if test is not None:
+        parts = [(train, test)]
+    else:
+        patients = np.unique(train.patient)
+        fold = np.random.default_rng(0).permutation(len(patients)) % N_FOLDS
+        of = fold[np.searchsorted(patients, train.patient)]
+        parts = [(train.rows(of != k), train.rows(of == k)) for k in range(N_FOLDS)]
+    for one, other in parts:
+        owner = {f"r{i}": int(p) for d in (one, other) for i, p in zip(d.ecg_id, d.patient)}
+        ledger = EvaluationLedger(owner)
+        ledger.fit("weights", [f"r{i}" for i in one.ecg_id])
+        ledger.score("macro AUROC", [f"r{i}" for i in other.ecg_id])
+    return parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--train", type=Path, default=DEFAULT)
+    parser.add_argument("--test", type=Path, help="folder of records kept apart")
+    parser.add_argument("--out", type=Path, help="folder that keeps predictions")
+    parser.add_argument("--seeds", type=int, default=3, help="of our encoder")
+    parser.add_argument("--quick", action="store_true", help="made-up records, seconds")
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    print(machine_line())
+    if arguments.quick:
+        arguments.seeds = 1
+        train, test = made_up(30, seed=0), made_up(20, seed=1)
+    else:
+        train = read_ptbxl(arguments.train)
+        test = read_ptbxl(arguments.test) if arguments.test else None
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    parts = split(train, test)
+    scored = np.concatenate([test.label for _, test in parts])
+    found = predictions(models(arguments), parts, arguments.out)
+    found[OURS] = 1 / (1 + np.exp(-(logit(found["encoder"]) + logit(found["trees"])) / 2))
+    report(found, scored, started)
+
+
+def report(found: dict[str, NDArray], label: NDArray, started: float) -> None:
+    how = "macro AUROC of five superclasses"
+    print(f"\n{len(label)} records scored, {label.sum(0).tolist()} of {', '.join(SUPERCLASSES)}")
+    print(f"{how:34} " + " ".join(f"{name:>6}" for name in SUPERCLASSES))
+    scores = {}
+    for name, p in found.items():
+        scores[name] = macro_auroc(label, p)
+        interval = macro_auroc_interval(label, p)
+        each = " ".join(
+            f"{macro_auroc(label[:, [j]], p[:, [j]]):6.3f}" for j in range(label.shape[1])
+        )
+        bounds = f"[{interval.low:.3f}, {interval.high:.3f}]"
+        print(f"{name:24} {scores[name]:.4f}  {each}  {bounds}")
+    peers = [name for name in PEERS if name in scores]
+    best = max(peers, key=lambda name: scores[name])
+    gain = paired_macro_difference(label, found[OURS], found[best])
+    print(f"\nours less the best peer, {best}: {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]")
+    answer = {
+        "macro_auroc": round(scores[OURS], 5),
+        "gain_over_best_peer": round(gain.value, 5),
+        "gain_ci": [round(gain.low, 5), round(gain.high, 5)],
+        "best_peer": best,
+        "n": len(label),
+        "models": {name: round(value, 5) for name, value in scores.items()},
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Records of PTB-XL as published: signals in millivolts, superclasses, patients and folds."""
+
+from __future__ import annotations
+
+import ast
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tsfm.signals.store import STANDARD_LEADS, canonical_lead
+
+SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
+
+
+@dataclass(frozen=True, eq=False)
+class PtbXl:
+    """Records of one folder.
+
+    Attributes:
+        ecg_id: Names of the records.
+        patient: Whose each is.
+        fold: The publisher's fold.
+        age: Years; NaN where not told (and where 300 stands for over 89: taken as 90).
+        sex: 1 or 0 as published.
+        signal_mv: (record, lead, sample) at 100 Hz, leads as in `STANDARD_LEADS`.
+        label: (record, superclass) 1 or 0; several may hold.
+    """
+
+    ecg_id: NDArray[np.int64]
+    patient: NDArray[np.int64]
+    fold: NDArray[np.int64]
+    age: NDArray[np.float64]
+    sex: NDArray[np.float64]
+    signal_mv: NDArray[np.float32]
+    label: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ecg_id)
+
+    def rows(self, keep: NDArray) -> PtbXl:
+        return PtbXl(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
+
+
+def read_ptbxl(folder: Path) -> PtbXl:
+    """Read all records at 100 Hz that `ptbxl_database.csv` names.
+
+    A superclass holds if any diagnostic statement of that class is given, whatever its likelihood,
+    as in the publisher's benchmark (Strodthoff et al. 2021).
+    """
+    import wfdb
+
+    with open(folder / "scp_statements.csv", newline="") as file:
+        classes = {
+            row[""]: row["diagnostic_class"]
+            for row in csv.DictReader(file)
+            if row["diagnostic"] == "1.0"
+        }
+    with open(folder / "ptbxl_database.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    label = np.zeros((len(rows), len(SUPERCLASSES)), np.int64)
+    signals = []
+    for i, row in enumerate(rows):
+        found = {classes.get(name) for name in ast.literal_eval(row["scp_codes"])}
+        label[i] = [name in found for name in SUPERCLASSES]
+        record = wfdb.rdrecord(str(folder / row["filename_lr"]))
+        names = [canonical_lead(name) for name in record.sig_name]
+        signals.append(record.p_signal.T[[names.index(lead) for lead in STANDARD_LEADS]])
+    age = np.array([float(row["age"] or "nan") for row in rows])
+    return PtbXl(
+        ecg_id=np.array([int(row["ecg_id"]) for row in rows]),
+        patient=np.array([int(float(row["patient_id"])) for row in rows]),
+        fold=np.array([int(row["strat_fold"]) for row in rows]),
+        age=np.where(age > 120, 90.0, age),
+        sex=np.array([float(row["sex"]) for row in rows]),
+        signal_mv=np.stack(signals).astype(np.float32),
+        label=label,
+    )
+
+
+def made_up(n: int, *, seed: int) -> PtbXl:
+    """Records of a simulated heart with labels by chance, to see that a script runs."""
+    from tsfm.simulation.waveforms import simulate_ecg
+
+    rng = np.random.default_rng(seed)
+    rows = [
+        simulate_ecg(
+            rng, fs_hz=100.0, duration_s=10.0, heart_rate_bpm=rng.uniform(55, 100),
+            leads=STANDARD_LEADS,
+        )
+        for _ in range(n)
+    ]  # fmt: skip
+    label = (rng.random((n, len(SUPERCLASSES))) < 0.4).astype(np.int64)
+    label[0], label[1] = 0, 1
+    return PtbXl(
+        ecg_id=np.arange(n) + seed * n,
+        patient=np.arange(n) + seed * n,
+        fold=np.arange(n) % 9 + 1,
+        age=rng.uniform(20, 90, n),
+        sex=rng.integers(0, 2, n).astype(float),
+        signal_mv=np.stack([np.stack([row[lead] for lead in STANDARD_LEADS]) for row in rows])
+        .astype(np.float32),
+        label=label,
+    )  # fmt: skip

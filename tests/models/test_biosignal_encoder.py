@@ -1,0 +1,229 @@
+"""The biosignal encoder: any rate, any leads, any length, whole or as a stream."""
+
+import math
+
+import pytest
+import torch
+
+from tsfm.errors import InputError
+from tsfm.models.biosignal_encoder import (
+    SLOTS,
+    BiosignalConfig,
+    BiosignalEncoder,
+    lead_slots,
+    n_parameters,
+)
+from tsfm.models.signal_grid import grid_length, to_grid
+from tsfm.signals.store import STANDARD_LEADS
+
+SMALL = {
+    "d_model": 16, "n_layers": 2, "d_state": 4, "n_filters": 4, "stem_width": 8, "n_summary": 2,
+    "d_embedding": 12,
+}  # fmt: skip
+
+
+def _encoder(**changes):
+    torch.manual_seed(0)
+    encoder = BiosignalEncoder(BiosignalConfig(**{**SMALL, **changes}))
+    for module in encoder.modules():  # batch norms that have met something
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    torch.nn.init.normal_(encoder.amplitude)
+    torch.nn.init.normal_(encoder.stem.presence)
+    return encoder.eval()
+
+
+def _waves(seconds, fs_hz, n_leads=3, batch=2, top_hz=24):
+    """Band-limited signals that are the same function of time at any rate."""
+    t = torch.arange(round(seconds * fs_hz), dtype=torch.float64) / fs_hz
+    rows = []
+    for i in range(batch * n_leads):
+        draws = torch.Generator().manual_seed(i)
+        hz = 0.5 + top_hz * torch.rand(6, 1, generator=draws, dtype=torch.float64)
+        phase = 6.3 * torch.rand(6, 1, generator=draws, dtype=torch.float64)
+        rows.append(torch.sin(2 * math.pi * hz * t + phase).sum(0) / 4)
+    return torch.stack(rows).view(batch, n_leads, -1).float()
+
+
+@pytest.mark.parametrize("fs_hz", [64, 125, 250, 360, 500, 1000])
+def test_the_grid_keeps_what_lies_below_its_cut(fs_hz):
+    top_hz = min(24, fs_hz / 6)  # the kernel is short: it bends what lies just below its cut
+    ours, known = to_grid(_waves(4, fs_hz, top_hz=top_hz), fs_hz=fs_hz, grid_hz=100)
+    truth = _waves(4, 100, top_hz=top_hz)
+    n = min(ours.shape[-1], truth.shape[-1])
+    assert known.all()
+    assert ours.shape[-1] == grid_length(4 * fs_hz, fs_hz, 100)
+    assert (ours[..., :n] - truth[..., :n])[..., 10:-10].abs().max() < 0.05 * truth.abs().max()
+
+
+def test_what_would_fold_is_taken_out():
+    t = torch.arange(2000) / 500
+    hum = torch.sin(2 * math.pi * 120 * t).view(1, 1, -1)
+    values, _ = to_grid(hum, fs_hz=500, grid_hz=100)
+    assert values[..., 10:-10].abs().max() < 0.02
+
+
+def test_a_gap_costs_only_the_points_in_it():
+    whole = _waves(4, 250, 1, 1)
+    gapped = whole.clone()
+    gapped[..., 400:500] = torch.nan
+    values, known = to_grid(gapped, fs_hz=250, grid_hz=100)
+    truth, _ = to_grid(whole, fs_hz=250, grid_hz=100)
+    assert torch.isfinite(values).all()
+    assert not known[..., 162:198].any()
+    assert known[..., :158].all()
+    assert known[..., 202:].all()
+    torch.testing.assert_close(values[..., :150], truth[..., :150])
+    torch.testing.assert_close(values[..., 210:], truth[..., 210:])
+
+
+@pytest.mark.parametrize("scan", ["lti", "selective"])
+def test_one_record_at_any_rate_has_one_embedding(scan):
+    encoder, leads = _encoder(scan=scan), ("I", "II", "V2")
+    with torch.no_grad():
+        found = {
+            fs: encoder(_waves(6, fs), fs_hz=fs, leads=leads) for fs in (100, 125, 250, 360, 500)
+        }
+    reference = found[500]
+    for encoded in found.values():
+        for name in ("embedding", "summary"):
+            ours, theirs = getattr(encoded, name), getattr(reference, name)
+            assert torch.cosine_similarity(ours.flatten(1), theirs.flatten(1)).min() > 0.99
+
+
+@pytest.mark.parametrize("scan", ["lti", "selective"])
+def test_leads_are_known_by_name_and_not_by_place(scan):
+    encoder, signal = _encoder(scan=scan), _waves(3, 100, 12)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        one = encoder(signal, fs_hz=100, leads=STANDARD_LEADS)
+        other = encoder(signal[:, order], fs_hz=100, leads=[STANDARD_LEADS[i] for i in order])
+        swapped = encoder(signal[:, order], fs_hz=100, leads=STANDARD_LEADS)
+    torch.testing.assert_close(one.embedding, other.embedding, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(one.tokens, other.tokens, atol=1e-4, rtol=1e-4)
+    assert (one.embedding - swapped.embedding).abs().max() > 0.01
+
+
+def test_a_missing_lead_is_as_if_it_were_not_named():
+    encoder, signal = _encoder(), _waves(3, 100, 3)
+    gone = signal.clone()
+    gone[:, 1] = torch.nan
+    with torch.no_grad():
+        a = encoder(gone, fs_hz=100, leads=("I", "II", "V2"))
+        b = encoder(signal[:, [0, 2]], fs_hz=100, leads=("I", "V2"))
+        zeros = encoder(gone.nan_to_num(0.0), fs_hz=100, leads=("I", "II", "V2"))
+    torch.testing.assert_close(a.embedding, b.embedding, atol=1e-4, rtol=1e-4)
+    assert (a.embedding - zeros.embedding).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("scan", ["lti", "selective"])
+def test_what_pads_a_shorter_record_changes_nothing(scan):
+    encoder, signal = _encoder(scan=scan), _waves(3, 100, 2)
+    padded = torch.cat([signal, signal.new_full((2, 2, 120), torch.nan)], -1)
+    with torch.no_grad():
+        a = encoder(signal, fs_hz=100, leads=("I", "II"))
+        b = encoder(padded, fs_hz=100, leads=("I", "II"))
+    n = int(a.mask.sum(1)[0]) - 3  # the last points of the grid lean on what came after
+    torch.testing.assert_close(a.tokens[:, : n - 60], b.tokens[:, : n - 60], atol=0.05, rtol=0.05)
+    assert torch.cosine_similarity(a.embedding, b.embedding).min() > 0.99
+    assert b.mask.sum() <= a.mask.sum()
+
+
+def test_amplitude_is_kept():
+    encoder, signal = _encoder(), _waves(3, 100, 2)
+    with torch.no_grad():
+        once = encoder(signal, fs_hz=100, leads=("I", "II")).embedding
+        thrice = encoder(3 * signal, fs_hz=100, leads=("I", "II")).embedding
+    assert (once - thrice).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("scan", ["lti", "selective"])
+@pytest.mark.parametrize("fs_hz", [100, 128, 360])
+def test_a_stream_equals_the_whole(scan, fs_hz):
+    encoder, leads = _encoder(scan=scan, causal=True), ("I", "V5")
+    signal = _waves(3.3, fs_hz, 2)
+    signal[:, 0, 150:190] = torch.nan
+    with torch.no_grad():
+        whole = encoder(signal, fs_hz=fs_hz, leads=leads)
+    stream, tokens, at = encoder.stream(fs_hz=fs_hz, leads=leads), [], 0
+    draws = torch.Generator().manual_seed(0)
+    while at < signal.shape[-1]:
+        size = int(torch.randint(0, 71, (1,), generator=draws))
+        tokens.append(stream.push(signal[..., at : at + size]))
+        at += size
+    tokens.append(stream.finish())
+    torch.testing.assert_close(torch.cat(tokens, 1), whole.tokens, atol=1e-4, rtol=1e-4)
+    pooled = stream.pooled()
+    torch.testing.assert_close(pooled.embedding, whole.embedding, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(pooled.summary, whole.summary, atol=1e-4, rtol=1e-4)
+
+
+def test_a_causal_token_does_not_change_with_what_comes_later():
+    encoder, signal = _encoder(causal=True), _waves(4, 100, 1)
+    later = signal.clone()
+    later[..., 200:] = 5.0
+    with torch.no_grad():
+        a = encoder(signal, fs_hz=100, leads=("II",)).tokens
+        b = encoder(later, fs_hz=100, leads=("II",)).tokens
+    sure = (200 - 6) // 4  # the grid's kernel reaches 60 ms ahead
+    torch.testing.assert_close(a[:, :sure], b[:, :sure])
+    assert (a - b).abs().max() > 0.01
+
+
+def test_a_stream_holds_no_more_after_an_hour_than_after_a_minute():
+    encoder = _encoder(causal=True)
+    stream = encoder.stream(fs_hz=125, leads=("II",))
+    minute = _waves(60, 125, 1, 1)
+
+    def held():
+        seen = [stream._grid._held, *stream._stem.held, *stream._sums]
+        seen += [t for state in stream._states for t in state]
+        return sum(t.untyped_storage().nbytes() for t in seen)
+
+    stream.push(minute)
+    after_one = held()
+    for _ in range(59):
+        stream.push(minute)
+    assert held() <= 1.1 * after_one
+
+
+def test_it_learns_at_any_number_of_leads():
+    encoder = _encoder().train()
+    encoded = encoder(_waves(3, 100, 1), fs_hz=100, leads=("PPG",))
+    encoded.embedding.square().sum().backward()
+    gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+    assert all(torch.isfinite(g).all() for g in gradients)
+    assert len(gradients) > 0.9 * len(list(encoder.parameters()))
+
+
+def test_the_usual_size_is_small():
+    assert n_parameters(BiosignalEncoder()) < 4e6
+
+
+def test_names_of_leads():
+    assert SLOTS[int(lead_slots(["MLII"])[0])] == "II"
+    assert SLOTS[int(lead_slots(["avr"])[0])] == "aVR"
+    assert SLOTS[int(lead_slots(["PLETH"])[0])] == "PPG"
+    assert SLOTS[int(lead_slots(["ECG 7"])[0])] == "other"
+    with pytest.raises(InputError, match="twice"):
+        lead_slots(["II", "MLII"])
+
+
+@pytest.mark.parametrize(
+    ("signal", "arguments", "code"),
+    [
+        (torch.zeros(1, 2, 100), {"fs_hz": 100, "leads": ("I",)}, "bad_signal_shape"),
+        (torch.zeros(1, 1, 0), {"fs_hz": 100, "leads": ("I",)}, "bad_signal_shape"),
+        (torch.zeros(1, 1, 100), {"fs_hz": 5, "leads": ("I",)}, "bad_sampling_rate"),
+    ],
+)
+def test_what_is_no_signal_is_refused(signal, arguments, code):
+    with pytest.raises(InputError) as error:
+        _encoder()(signal, **arguments)
+    assert error.value.code == code
+
+
+def test_only_a_causal_encoder_streams():
+    with pytest.raises(InputError, match="causal"):
+        _encoder().stream(fs_hz=100, leads=("I",))

@@ -1,0 +1,231 @@
+"""Fine-tuning of the biosignal encoder on labelled records: multi-label, or one of several classes.
+
+Records are few where labels are dear, so each is met changed every time: cut out at another place,
+a little faster or slower, larger or smaller, with leads missing, with wander and noise, and mixed
+with another record together with its labels (mixup, Zhang et al. 2018). What is kept at the end is
+a running average of the weights. Labels that are not known (NaN) teach nothing.
+
+It splits nothing and chooses nothing: the caller says which records teach and for how long.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tsfm.models.biosignal_encoder import BiosignalEncoder, lead_slots
+from tsfm.models.signal_grid import to_grid
+from tsfm.training.optimizer import WeightAverage, make_optimizer
+
+
+@dataclass(frozen=True)
+class SignalTraining:
+    """How a classifier is trained.
+
+    Attributes:
+        epochs: Times that each record is met.
+        batch_size: Records a step.
+        lr: Peak learning rate, reached after a tenth of the steps; then it falls as a cosine.
+        weight_decay: Of AdamW.
+        crop_s: Seconds cut out of a record; the whole of a shorter one.
+        mixup: Parameter of the Beta distribution; 0 for none.
+        lead_dropout: Chance that a record is met with some leads missing.
+        noise_mv: Largest deviation of white noise, drawn for each record.
+        wander_mv: Largest amplitude of a slow wander.
+        scale: Largest change of size, as the deviation of its logarithm.
+        speed: Largest change of speed, as a share.
+        decay: Of the running average of the weights.
+        seed: Of all draws.
+    """
+
+    epochs: int = 40
+    batch_size: int = 32
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    crop_s: float = 5.0
+    mixup: float = 0.3
+    lead_dropout: float = 0.3
+    noise_mv: float = 0.05
+    wander_mv: float = 0.2
+    scale: float = 0.15
+    speed: float = 0.08
+    decay: float = 0.99
+    seed: int = 0
+
+
+class SignalClassifier(nn.Module):
+    """An encoder with a linear head on its embedding.
+
+    Args:
+        encoder: Changed in training.
+        n_classes: Labels.
+        dropout: On the embedding.
+    """
+
+    def __init__(self, encoder: BiosignalEncoder, n_classes: int, *, dropout: float = 0.3) -> None:
+        """Start with a head of small weights."""
+        super().__init__()
+        self.encoder = encoder
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(encoder.config.d_embedding, n_classes)
+
+    def forward(
+        self, values: Float[Tensor, "batch lead point"], known: Bool[Tensor, "batch lead point"],
+        slots: Tensor,
+    ) -> Float[Tensor, "batch label"]:  # fmt: skip
+        """Logits of records on the grid."""
+        embedding = self.encoder.encode_grid(values, known, slots).embedding
+        return self.head(self.dropout(F.silu(embedding)))
+
+    @torch.no_grad()
+    def predict(
+        self, signal: Float[Tensor, "record lead sample"], *, fs_hz: float | int, leads: Sequence[str],
+        exclusive: bool = False, batch_size: int = 32,
+    ) -> Float[Tensor, "record label"]:  # fmt: skip
+        """Probabilities of whole records.
+
+        Args:
+            signal: As the encoder reads it.
+            fs_hz: Sampling rate.
+            leads: Name of each lead.
+            exclusive: Exactly one label holds: they sum to one.
+            batch_size: Records at once.
+        """
+        self.eval()
+        slots = lead_slots(leads)
+        found = []
+        for part in signal.split(batch_size):
+            grid = to_grid(part, fs_hz=fs_hz, grid_hz=self.encoder.config.grid_hz)
+            logits = self(*grid, slots)
+            found.append(logits.softmax(-1) if exclusive else logits.sigmoid())
+        return torch.cat(found)
+
+
+def fit_signal_classifier(
+    encoder: BiosignalEncoder,
+    signal: Float[Tensor, "record lead sample"],
+    label: Float[Tensor, "record label"],
+    *,
+    fs_hz: float | int,
+    leads: Sequence[str],
+    training: SignalTraining,
+    exclusive: bool = False,
+    progress: bool = False,
+) -> SignalClassifier:
+    """Train a copy of an encoder, with a new head, on labelled records.
+
+    Args:
+        encoder: Stays as it is.
+        signal: Records, NaN where nothing was measured.
+        label: 1, 0, shares between, or NaN where it is not known.
+        fs_hz: Sampling rate.
+        leads: Name of each lead.
+        training: How.
+        exclusive: Exactly one label of a record holds (cross entropy); otherwise each by itself.
+        progress: Show a bar.
+
+    Returns:
+        The classifier, in evaluation mode.
+    """
+    torch.manual_seed(training.seed)
+    model = SignalClassifier(copy.deepcopy(encoder), label.shape[1]).train()
+    values, known = to_grid(signal, fs_hz=fs_hz, grid_hz=encoder.config.grid_hz)
+    slots, label = lead_slots(leads), label.float()
+    optimizer = make_optimizer(model, lr=training.lr, weight_decay=training.weight_decay)
+    n_batches = math.ceil(len(values) / training.batch_size)
+    n_steps = training.epochs * n_batches
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, n_steps))
+    average = WeightAverage(model, training.decay)
+    draws = torch.Generator().manual_seed(training.seed)
+    crop = round(training.crop_s * encoder.config.grid_hz)
+    for _ in tqdm(range(training.epochs), disable=not progress, desc="fine-tune", unit="epoch"):
+        order = torch.randperm(len(values), generator=draws)
+        for rows in order.tensor_split(n_batches):
+            x, there = augment(values[rows], known[rows], crop, training, draws)
+            y = label[rows]
+            if training.mixup and len(rows) > 1:
+                x, there, y = _mix(x, there, y, training.mixup, draws)
+            logits = model(x, there, slots)
+            loss = _loss(logits, y, exclusive)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            average.update(model)
+    model.load_state_dict(average.weights)
+    return model.eval()
+
+
+def augment(
+    values: Float[Tensor, "record lead point"],
+    known: Bool[Tensor, "record lead point"],
+    crop: int,
+    training: SignalTraining,
+    draws: torch.Generator,
+) -> tuple[Float[Tensor, "record lead cut"], Bool[Tensor, "record lead cut"]]:
+    """Cut a stretch out of each record and change it; see `SignalTraining`."""
+    n, leads, n_points = values.shape
+    crop = min(crop, n_points)
+    uniform = torch.rand(6, n, 1, 1, generator=draws)
+    speed = 1 + training.speed * (2 * uniform[0] - 1)
+    span = (crop - 1) * speed
+    start = uniform[1] * (n_points - 1 - span).clamp(min=0)
+    place = (start + torch.arange(crop) * speed).clamp(max=n_points - 1)  # (n, 1, crop)
+    left = place.floor().long().clamp(max=max(n_points - 2, 0)).expand(-1, leads, -1)
+    right = (left + 1).clamp(max=n_points - 1)
+    share = place - left
+    x = values.gather(-1, left) * (1 - share) + values.gather(-1, right) * share
+    there = known.gather(-1, left) & known.gather(-1, right)
+    x = x * torch.exp(training.scale * torch.randn(n, 1, 1, generator=draws))
+    x = x + torch.randn(x.shape, generator=draws) * training.noise_mv * uniform[2].square()
+    cycles = torch.rand(n, leads, 1, generator=draws) * 3
+    phase = torch.rand(n, leads, 1, generator=draws)
+    wander = torch.sin(2 * math.pi * (cycles * torch.arange(crop) / crop + phase))
+    x = x + wander * training.wander_mv * uniform[3].square()
+    some = uniform[4] < training.lead_dropout
+    kept = torch.rand(n, leads, 1, generator=draws) < uniform[5]
+    kept |= torch.zeros_like(kept).scatter_(1, torch.randint(leads, (n, 1, 1), generator=draws), 1)
+    there = there & (kept | ~some)
+    return x * there, there
+
+
+def _mix(
+    x: Tensor, there: Tensor, y: Tensor, alpha: float, draws: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    other = torch.randperm(len(x), generator=draws)
+    share = float(_beta(alpha, draws))
+    share = max(share, 1 - share)
+    mixed = share * x + (1 - share) * x[other]
+    return mixed * there, there, share * y + (1 - share) * y[other]
+
+
+def _beta(alpha: float, draws: torch.Generator) -> Tensor:
+    """One draw of Beta(alpha, alpha) by Joehnk's method, from our own stream of chance."""
+    while True:
+        a, b = torch.rand(2, generator=draws).pow(1 / alpha)
+        if 0 < a + b <= 1:
+            return a / (a + b)
+
+
+def _loss(logits: Tensor, label: Tensor, exclusive: bool) -> Tensor:
+    if exclusive:
+        return F.cross_entropy(logits, label)
+    told = torch.isfinite(label)
+    each = F.binary_cross_entropy_with_logits(logits, label.nan_to_num(0.0), reduction="none")
+    return (each * told).sum() / told.sum().clamp(min=1)
+
+
+def _rate(step: int, n_steps: int) -> float:
+    warm = max(1, n_steps // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm)))
