@@ -148,4 +148,3 @@ def _bad_config(what: str, place: str) -> ModelMismatch:
         what, code="bad_model_config", place=place,
         remedy="Restore config.json, or use a tsfm version that knows it.",
     )  # fmt: skip
-

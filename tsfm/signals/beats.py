@@ -1,0 +1,196 @@
+"""R peaks of an electrocardiogram, from one lead of any polarity, gain and rate.
+
+The lead is thinned to some hundred points a second and passed through 6-20 Hz both ways, where QRS
+complexes stand out (Pan and Tompkins 1985 chose the like); the root of its power over 0.12 s is the
+envelope. Its peaks are candidates, measured against the usual peak of the neighbourhood, the median
+of some blocks before and behind. Those that reach a share of it are beats; where the rhythm leaves
+one out, a weaker candidate in the gap is taken (search back). A weak peak close to a much stronger
+one is a P or T wave. Where the envelope hardly falls between its peaks nothing is a beat: that is
+ventricular fibrillation or noise. At last each beat is put on the largest deflection of the lead
+around it, in the direction that most beats around have, unless the other is much larger.
+
+Nothing is fitted to gains or units, so there is no threshold in millivolts. A gap costs the beats
+in it. A record is read in blocks, so a week needs no more memory than half an hour beyond itself.
+The detector looks ahead: it is for records, and for streams that may lag by some seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import maximum_filter1d, uniform_filter1d
+from scipy.signal import butter
+
+from tsfm.errors import InputError
+from tsfm.signals import beat_kernels
+
+Signal = npt.NDArray[np.float64]
+Samples = npt.NDArray[np.int64]
+
+_POINTS_HZ = 110.0  # least rate after thinning
+_BAND_HZ = (6.0, 20.0)
+_POWER_S = 0.12
+_APART_S = 0.12  # least distance of candidates
+_BLOCK_S, _BLOCKS = 1.5, 5  # the usual peak: median over so many blocks on either side
+_FLOOR = 0.15  # of the record's usual peak: a stretch far below it has no beats
+_BEAT, _WEAK_BEAT = 0.35, 0.15  # of the usual peak
+_LEFT_OUT = 1.6  # of the usual interval: a longer one is searched
+_CLOSE_S, _MUCH_WEAKER = 0.30, 0.7
+_T_WAVE_S, _T_SLOPE = 0.36, 0.5
+_CHAOS_S, _CHAOS = 4.0, 0.40  # median of the envelope, as a share of its top
+_REACH_S = 0.07  # from the envelope's peak to the R peak
+_BASELINE_S, _SMOOTH_S = 0.17, 0.015
+_AGAINST = 1.5  # how much larger a deflection against the usual direction must be
+_PART_S, _MARGIN_S = 1200.0, 20.0
+_SHORTEST_S = 0.4  # of a stretch between gaps that is looked at
+
+
+def find_r_peaks(ecg: npt.ArrayLike, *, fs_hz: float) -> Samples:
+    """R peaks of one lead.
+
+    Args:
+        ecg: (n_samples,) values in any unit, NaN in gaps.
+        fs_hz: Sampling rate, 50 Hz or more.
+
+    Returns:
+        (n_beats,) samples of the R peaks, in order.
+
+    Raises:
+        InputError: Not one lead, or a rate too low.
+    """
+    lead = np.asarray(ecg)
+    if lead.ndim != 1:
+        raise InputError(
+            f"a signal of shape {lead.shape} is not one lead", code="bad_signal_shape",
+            place="ecg", remedy="Give one lead at a time.",
+        )  # fmt: skip
+    return find_r_peaks_in_parts(lambda a, b: lead[a:b], len(lead), fs_hz=fs_hz)
+
+
+def find_r_peaks_in_parts(
+    read: Callable[[int, int], npt.ArrayLike], n_samples: int, *, fs_hz: float
+) -> Samples:
+    """R peaks of a lead that is read piece by piece, such as a week in a signal store.
+
+    Args:
+        read: Gives samples `start` to `stop` of the lead.
+        n_samples: Length of the lead.
+        fs_hz: Sampling rate, 50 Hz or more.
+
+    Returns:
+        (n_beats,) samples of the R peaks, in order.
+
+    Raises:
+        InputError: A rate too low.
+    """
+    if not fs_hz >= 50:
+        raise InputError(
+            f"{fs_hz:g} samples a second are too few for R peaks", code="bad_sampling_rate",
+            place="fs_hz", remedy="Give the rate of the record, 50 Hz or more.",
+        )  # fmt: skip
+    part, margin = round(_PART_S * fs_hz), round(_MARGIN_S * fs_hz)
+    found = []
+    for start in range(0, n_samples, part):
+        first, last = max(0, start - margin), min(n_samples, start + part + margin)
+        peaks = first + _in_part(np.asarray(read(first, last), np.float64), fs_hz)
+        end = start + part if last < n_samples else n_samples
+        found.append(peaks[(peaks >= start) & (peaks < end)])
+        if last == n_samples and start + part >= n_samples:
+            break
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def _in_part(lead: Signal, fs_hz: float) -> Samples:
+    step = max(1, int(fs_hz // _POINTS_HZ))
+    points_hz = fs_hz / step
+    runs = _runs(np.isfinite(lead), round(_SHORTEST_S * fs_hz))
+    envelopes, speeds, offsets = [], [], []
+    sos = butter(2, _BAND_HZ, "bandpass", fs=points_hz, output="sos")
+    for start, stop in runs:
+        band = beat_kernels.band_pass_thinned(lead[start:stop], sos, step)
+        power = uniform_filter1d(band * band, _odd(_POWER_S * points_hz))
+        envelopes.append(np.sqrt(np.maximum(power, 0.0)))
+        speeds.append(np.abs(np.gradient(band)) if len(band) > 1 else band)
+        offsets.append(start)
+    if not envelopes:
+        return np.zeros(0, np.int64)
+    usual = _usual_peaks(envelopes, points_hz)
+    found = []
+    for envelope, speed, offset, level in zip(envelopes, speeds, offsets, usual, strict=True):
+        at = _beats_of_run(envelope, speed, level, points_hz)
+        found.append(offset + np.rint((at + 0.5) * step - 0.5).astype(np.int64))
+    peaks = np.concatenate(found)
+    return beat_kernels.place(
+        lead, peaks, reach=max(1, round(_REACH_S * fs_hz)),
+        baseline=round(_BASELINE_S * fs_hz), smooth=max(1, round(_SMOOTH_S * fs_hz)),
+        against=_AGAINST,
+    )  # fmt: skip
+
+
+def _beats_of_run(envelope: Signal, speed: Signal, level: Signal, hz: float) -> Samples:
+    """Points of a run's envelope at which a beat is."""
+    reach = max(1, round(_APART_S * hz))
+    top = maximum_filter1d(envelope, 2 * reach + 1)
+    at = np.flatnonzero((envelope == top) & (envelope > 0))
+    at = at[np.diff(at, prepend=-reach - 1) > reach]
+    at = at[~_chaos(envelope, hz)[at]]
+    height = envelope[at] / level[at]
+    beats = beat_kernels.drop_weak_neighbours(
+        at[height >= _BEAT], envelope, round(_CLOSE_S * hz), _MUCH_WEAKER
+    )
+    beats = beat_kernels.search_back(
+        beats, at[height >= _WEAK_BEAT], envelope, round(_CLOSE_S * hz), _LEFT_OUT
+    )
+    near = max(1, round(0.06 * hz))
+    fastest = maximum_filter1d(speed, 2 * near + 1)
+    return beat_kernels.drop_t_waves(beats, fastest, round(_T_WAVE_S * hz), _T_SLOPE)
+
+
+def _usual_peaks(envelopes: list[Signal], hz: float) -> list[Signal]:
+    """The usual peak at every point, from blocks of all runs in order: gaps break no habit."""
+    block = max(1, round(_BLOCK_S * hz))
+    tops, owners = [], []
+    for i, envelope in enumerate(envelopes):
+        n = max(1, len(envelope) // block)
+        size = len(envelope) // n
+        tops.append(envelope[: n * size].reshape(n, size).max(1))
+        owners += [i] * n
+    flat = np.concatenate(tops)
+    padded = np.pad(flat, _BLOCKS, mode="reflect" if len(flat) > _BLOCKS else "edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * _BLOCKS + 1)
+    usual = np.median(windows, axis=1)
+    usual = np.maximum(usual, _FLOOR * np.median(usual))
+    usual = np.maximum(usual, np.finfo(np.float64).tiny)
+    levels, first = [], 0
+    for envelope, own in zip(envelopes, tops, strict=True):
+        middle = (np.arange(len(own)) + 0.5) * len(envelope) / len(own)
+        levels.append(np.interp(np.arange(len(envelope)), middle, usual[first : first + len(own)]))
+        first += len(own)
+    return levels
+
+
+def _chaos(envelope: Signal, hz: float) -> npt.NDArray[np.bool_]:
+    """Where the envelope hardly falls between its peaks, for some seconds."""
+    n = max(1, round(len(envelope) / (_CHAOS_S * hz)))
+    size = len(envelope) // n
+    if size < _CHAOS_S * hz / 2:
+        return np.zeros(len(envelope), np.bool_)
+    middle, high = size // 2, int(0.98 * (size - 1))
+    parts = np.partition(envelope[: n * size].reshape(n, size), (middle, high), axis=1)
+    flags = np.repeat(parts[:, middle] > _CHAOS * parts[:, high], size)
+    return np.pad(flags, (0, len(envelope) - len(flags)), mode="edge")
+
+
+def _runs(there: npt.NDArray[np.bool_], shortest: int) -> list[tuple[int, int]]:
+    if there.all():
+        return [(0, len(there))] if len(there) >= shortest else []
+    inside = np.concatenate([[False], there, [False]])
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    starts, stops = edges[::2].tolist(), edges[1::2].tolist()
+    return [(a, b) for a, b in zip(starts, stops, strict=True) if b - a >= shortest]
+
+
+def _odd(n: float) -> int:
+    return int(n) | 1
