@@ -95,8 +95,8 @@ def made_up(n: int, *, seed: int) -> PtbXl:
     label = (rng.random((n, len(SUPERCLASSES))) < 0.4).astype(np.int64)
     label[0], label[1] = 0, 1
     return PtbXl(
-        ecg_id=np.arange(n) + seed * n,
-        patient=np.arange(n) + seed * n,
+        ecg_id=np.arange(n) + 1000 * seed,
+        patient=np.arange(n) + 1000 * seed,
         fold=np.arange(n) % 9 + 1,
         age=rng.uniform(20, 90, n),
         sex=rng.integers(0, 2, n).astype(float),

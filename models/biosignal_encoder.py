@@ -181,7 +181,11 @@ class BiosignalEncoder(nn.Module):
         self.embed = nn.Linear((config.n_summary + 3) * d_model, config.d_embedding)
 
     def forward(
-        self, signal: Float[Tensor, "batch lead sample"], *, fs_hz: float | int, leads: Sequence[str]
+        self,
+        signal: Float[Tensor, "batch lead sample"],
+        *,
+        fs_hz: float | int,
+        leads: Sequence[str],
     ) -> Encoded:
         """Encode whole records of one rate and the same leads.
 
@@ -288,4 +292,3 @@ def check_signal(signal: Tensor, leads: Sequence[str]) -> None:
 def n_parameters(model: nn.Module) -> int:
     """Trainable numbers of a network."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-

@@ -39,7 +39,9 @@ class EncoderStream:
         InputError: `not_causal`, or a rate or lead that the encoder does not take.
     """
 
-    def __init__(self, encoder: BiosignalEncoder, *, fs_hz: float | int, leads: Sequence[str]) -> None:
+    def __init__(
+        self, encoder: BiosignalEncoder, *, fs_hz: float | int, leads: Sequence[str]
+    ) -> None:
         """Start before the first sample."""
         if not encoder.config.causal or encoder.training:
             raise InputError(
@@ -55,9 +57,7 @@ class EncoderStream:
         self._ended = False
 
     @torch.no_grad()
-    def push(
-        self, chunk: Float[Tensor, "batch lead sample"]
-    ) -> Float[Tensor, "batch token model"]:
+    def push(self, chunk: Float[Tensor, "batch lead sample"]) -> Float[Tensor, "batch token model"]:
         """Take some samples; give the states of the tokens that they complete.
 
         Raises:

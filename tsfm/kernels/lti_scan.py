@@ -93,9 +93,7 @@ class _Recurrence(torch.autograd.Function):
         found = np.zeros((4, *planes[0].shape), np.float32)
         dy = grads[0].contiguous().numpy()
         arrays = [plane.detach().numpy() for plane in planes]
-        numba_lti.recur_back(
-            u.detach().contiguous().numpy(), dy, *arrays, du, found, ctx.reverse
-        )
+        numba_lti.recur_back(u.detach().contiguous().numpy(), dy, *arrays, du, found, ctx.reverse)
         return torch.from_numpy(du), *torch.from_numpy(found).unbind(0), None
 
 

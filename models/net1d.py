@@ -1,0 +1,168 @@
+"""Net1D, the network of ECGFounder: grouped convolutions in seven stages, without normalisation.
+
+Li et al. 2025 (NEJM AI; arXiv 2410.04133) label twelve leads of ten seconds at 500 Hz with 150
+statements. Each block is 1x1, grouped 16-tap and 1x1 convolutions with squeeze-and-excitation on a
+residual, in pre-activation order; the first block of a stage halves the rate, and its shortcut
+pools and pads channels with zeros. The released weights use no batch norm, although the released
+code allocates the norms: here they are not allocated, and `load_released` leaves theirs out.
+
+It reads one rate and one length of record, divides by the record's own deviation outside, and
+cannot stream; our own encoder is `biosignal_encoder`. Names of tensors follow the released layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tsfm.errors import ModelMismatch
+
+FILTERS = (64, 160, 160, 400, 400, 1024, 1024)
+BLOCKS = (2, 2, 2, 3, 3, 4, 4)
+N_LABELS = 150
+_TAPS, _GROUP_WIDTH = 16, 16
+
+
+class _SameConv(nn.Module):
+    """Convolution that keeps ceil(n / stride) points, what it lacks padded half on either side."""
+
+    def __init__(self, n_in: int, n_out: int, taps: int, stride: int, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(n_in, n_out, taps, stride, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        taps, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        lacking = max(0, (-(-x.shape[-1] // stride) - 1) * stride + taps - x.shape[-1])
+        return self.conv(F.pad(x, (lacking // 2, lacking - lacking // 2)))
+
+
+class _Block(nn.Module):
+    def __init__(self, n_in: int, n_out: int, *, halve: bool, first: bool) -> None:
+        super().__init__()
+        self.halve, self.first, self.grow = halve, first, n_out - n_in
+        self.conv1 = _SameConv(n_in, n_out, 1, 1)
+        self.conv2 = _SameConv(n_out, n_out, _TAPS, 2 if halve else 1, n_out // _GROUP_WIDTH)
+        self.conv3 = _SameConv(n_out, n_out, 1, 1)
+        self.se_fc1 = nn.Linear(n_out, n_out // 2)
+        self.se_fc2 = nn.Linear(n_out // 2, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x if self.first else F.silu(x))
+        y = self.conv3(F.silu(self.conv2(F.silu(y))))
+        gate = self.se_fc2(F.silu(self.se_fc1(y.mean(-1)))).sigmoid()
+        y = y * gate.unsqueeze(-1)
+        if self.halve:
+            odd = x.shape[-1] % 2
+            x = F.max_pool1d(F.pad(x, (0, odd)), 2)
+        if self.grow:
+            x = F.pad(x, (0, 0, self.grow // 2, self.grow - self.grow // 2))
+        return x + y
+
+
+class _Stage(nn.Module):
+    def __init__(self, n_in: int, n_out: int, n_blocks: int, *, first: bool) -> None:
+        super().__init__()
+        self.block_list = nn.ModuleList(
+            _Block(n_in if i == 0 else n_out, n_out, halve=i == 0, first=first and i == 0)
+            for i in range(n_blocks)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block_list:
+            x = block(x)
+        return x
+
+
+class Net1D(nn.Module):
+    """The network of ECGFounder.
+
+    Args:
+        n_leads: 12, or 1.
+        n_labels: 150 as released.
+        filters: Channels of each stage; multiples of 16.
+        blocks: Blocks of each stage.
+    """
+
+    def __init__(
+        self, n_leads: int = 12, n_labels: int = N_LABELS, *, filters: Sequence[int] = FILTERS,
+        blocks: Sequence[int] = BLOCKS,
+    ) -> None:  # fmt: skip
+        """Build stem, stages and head."""
+        super().__init__()
+        self.first_conv = _SameConv(n_leads, 64, _TAPS, 2)
+        widths = (64, *filters)
+        self.stage_list = nn.ModuleList(
+            _Stage(widths[i], widths[i + 1], n, first=i == 0) for i, n in enumerate(blocks)
+        )
+        self.dense = nn.Linear(widths[-1], n_labels)
+
+    def embed(self, signal: Float[Tensor, "batch lead sample"]) -> Float[Tensor, "batch channel"]:
+        """Mean over time of the last stage."""
+        x = F.silu(self.first_conv(signal))
+        for stage in self.stage_list:
+            x = stage(x)
+        return x.mean(-1)
+
+    def forward(self, signal: Float[Tensor, "batch lead sample"]) -> Float[Tensor, "batch label"]:
+        """Logits of the labels."""
+        return self.dense(self.embed(signal))
+
+    def load_released(self, state: Mapping[str, Tensor]) -> None:
+        """Load a released state dict strictly; its unused batch norms are left out.
+
+        Args:
+            state: Name to tensor, `module.` prefixes allowed.
+
+        Raises:
+            ModelMismatch: A tensor is missing, extra or of another shape; the first is named.
+        """
+        given = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        given = {name: tensor for name, tensor in given.items() if not _is_norm(name)}
+        own = self.state_dict()
+        wrong = sorted(
+            name
+            for name in given.keys() | own.keys()
+            if name not in given or name not in own or given[name].shape != own[name].shape
+        )
+        if wrong:
+            raise ModelMismatch(
+                f"{len(wrong)} tensors are missing, extra or misshapen, first {wrong[0]}",
+                code="weights_mismatch", place="Net1D",
+                remedy="Build the network with the checkpoint's leads, labels and stages.",
+            )  # fmt: skip
+        self.load_state_dict({name: given[name] for name in own})
+
+
+def _is_norm(name: str) -> bool:
+    return any(part.startswith(("bn", "first_bn")) for part in name.split("."))
+
+
+def rotate_lead_one(
+    lead_one: Float[Tensor, "batch sample"],
+    lead_two: Float[Tensor, "batch sample"],
+    draws: torch.Generator,
+    chance: float = 0.5,
+) -> Float[Tensor, "batch sample"]:
+    """Lead I, or by chance what it would be were the heart turned: -30 to 90 degrees.
+
+    The single-lead model was so trained: with a chance of one half lead I is replaced by one of
+    aVL, -aVR, II, -III, aVF and -aVF, all of which follow from I and II.
+
+    Args:
+        lead_one: Lead I.
+        lead_two: Lead II.
+        draws: Source of chance.
+        chance: Of being replaced.
+    """
+    one, two = lead_one, lead_two
+    views = torch.stack(
+        [one - two / 2, (one + two) / 2, two, one - two, two - one / 2, one / 2 - two]
+    )
+    pick = torch.randint(len(views), (len(one),), generator=draws)
+    turned = views[pick, torch.arange(len(one))]
+    keep = torch.rand(len(one), 1, generator=draws) >= chance
+    return torch.where(keep, one, turned)
