@@ -6,8 +6,8 @@
 Folders hold WFDB records and `REFERENCE.csv`. Without `--test` the records are scored in five
 folds, three times over: patients are not told apart in this set, so folds are of records. Ours is
 the mean log probability of three models on the features of the rhythm (extremely randomised trees,
-a support vector machine, boosting); the peers are boosting alone and a small ResNet on the waveform.
-The last line is one JSON object.
+a support vector machine, boosting); the peers are boosting alone and a small ResNet on the
+waveform. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Noise for stress tests of ECG and PPG methods: wander, muscle and electrode motion at a given SNR.
+"""Noise for stress tests of ECG and PPG methods: wander, muscle and electrode motion, at an SNR.
 
 The recordings that such tests usually add (NSTDB) are not at hand, so the noise is made here: a
-random walk below 0.7 Hz; bursts between 15 and 100 Hz; steps and swings of an electrode that moves,
+random walk below 0.7 Hz; bursts between 20 and 150 Hz; steps and swings of an electrode that moves,
 1 to 10 Hz, where a QRS complex also lies. The ratio is of powers, the signal's taken without its
 slow wander.
 """
@@ -24,7 +24,7 @@ def make_noise(kind: str, n: int, fs_hz: float, rng: np.random.Generator) -> NDA
         noise = _band(np.cumsum(white), 0.05, 0.7, fs_hz)
     elif kind == "muscle":
         loud = _band(rng.standard_normal(n), 0.02, 0.5, fs_hz)
-        noise = _band(white, 15.0, min(100.0, top), fs_hz) * np.exp(loud / max(loud.std(), 1e-9))
+        noise = _band(white, 20.0, min(150.0, top), fs_hz) * np.exp(loud / max(loud.std(), 1e-9))
     elif kind == "electrode":
         swings = _band(white, 1.0, 10.0, fs_hz)
         loud = _band(rng.standard_normal(n), 0.02, 0.3, fs_hz)

@@ -20,7 +20,7 @@ from tsfm.kernels.lti_scan import lti_scan
 from tsfm.models.net1d import Net1D
 
 KINDS = ("resnet", "xresnet1d101", "net1d", "s4")
-EPOCHS = {"resnet": 30, "xresnet1d101": 20, "net1d": 15, "s4": 20}
+EPOCHS = {"resnet": 30, "xresnet1d101": 15, "net1d": 10, "s4": 12}
 RATES = {"resnet": 3e-3, "xresnet1d101": 3e-3, "net1d": 5e-4, "s4": 3e-3}
 CROP, BATCH = 500, 32
 

@@ -173,7 +173,10 @@ def under_noise(chosen: dict[str, Rates], recordings: list[Recording], snrs: tup
             table[f"{kind} {snr} dB"] = {
                 n: round(mean_error(heart_errors(r, noisy)), 3) for n, r in named.items()
             }
-    print(f"\nheart rate under noise, mean absolute error\n{'':18}" + "".join(f"{n:>16}" for n in named))
+    print(
+        f"\nheart rate under noise, mean absolute error\n{'':18}"
+        + "".join(f"{n:>16}" for n in named)
+    )
     for label, row in table.items():
         print(f"{label:18}" + "".join(f"{row[n]:16.2f}" for n in named))
     return table
@@ -197,9 +200,7 @@ def main() -> None:
     print(f"{len(test)} recordings of {len({r.subject for r in test})} subjects\n")
     print(f"{'heart rate':18} {'error':>7} {'without 41':>11}")
     table = {name: heart_errors(rates, test) for name, rates in chosen.items()}
-    errors = {
-        name: (mean_error(e), mean_error(e, CONTRADICTS_ITSELF)) for name, e in table.items()
-    }
+    errors = {name: (mean_error(e), mean_error(e, CONTRADICTS_ITSELF)) for name, e in table.items()}
     for name, (every, without) in errors.items():
         print(f"{name:18} {every:7.3f} {without:11.3f}")
 

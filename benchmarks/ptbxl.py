@@ -174,7 +174,11 @@ def split(train: PtbXl, test: PtbXl | None) -> list[tuple[PtbXl, PtbXl]]:
         of = fold[np.searchsorted(patients, train.patient)]
         parts = [(train.rows(of != k), train.rows(of == k)) for k in range(N_FOLDS)]
     for one, other in parts:
-        owner = {f"r{i}": int(p) for d in (one, other) for i, p in zip(d.ecg_id, d.patient)}
+        owner = {
+            f"r{i}": int(p)
+            for part in (one, other)
+            for i, p in zip(part.ecg_id, part.patient, strict=True)
+        }
         ledger = EvaluationLedger(owner)
         ledger.fit("weights", [f"r{i}" for i in one.ecg_id])
         ledger.score("macro AUROC", [f"r{i}" for i in other.ecg_id])

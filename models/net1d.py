@@ -12,19 +12,23 @@ cannot stream; our own encoder is `biosignal_encoder`. Names of tensors follow t
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tsfm.errors import ModelMismatch
+from tsfm.errors import IntegrityError, ModelMismatch
 
 FILTERS = (64, 160, 160, 400, 400, 1024, 1024)
 BLOCKS = (2, 2, 2, 3, 3, 4, 4)
 N_LABELS = 150
 _TAPS, _GROUP_WIDTH = 16, 16
+_MOST_NAMED = 6
 
 
 class _SameConv(nn.Module):
@@ -111,58 +115,55 @@ class Net1D(nn.Module):
         """Logits of the labels."""
         return self.dense(self.embed(signal))
 
-    def load_released(self, state: Mapping[str, Tensor]) -> None:
-        """Load a released state dict strictly; its unused batch norms are left out.
+    def load_released(self, source: str | Path | Mapping[str, Tensor]) -> None:
+        """Load a released checkpoint strictly; its unused batch norms are left out.
 
         Args:
-            state: Name to tensor, `module.` prefixes allowed.
+            source: A file of torch, of which tensors alone are read, or a state dict. Either may
+                hold the tensors below `state_dict`, and names may begin with `module.`.
 
         Raises:
-            ModelMismatch: A tensor is missing, extra or of another shape; the first is named.
+            IntegrityError: The file cannot be read as tensors.
+            ModelMismatch: Tensors are missing, extra, of another shape or not finite; the first
+                are named.
         """
+        state: Mapping[str, Any] = source if isinstance(source, Mapping) else _read(Path(source))
+        state = state.get("state_dict", state)
         given = {name.removeprefix("module."): tensor for name, tensor in state.items()}
         given = {name: tensor for name, tensor in given.items() if not _is_norm(name)}
         own = self.state_dict()
         wrong = sorted(
             name
             for name in given.keys() | own.keys()
-            if name not in given or name not in own or given[name].shape != own[name].shape
+            if name not in given
+            or name not in own
+            or given[name].shape != own[name].shape
+            or not bool(torch.isfinite(given[name]).all())
         )
         if wrong:
+            named = ", ".join(wrong[:_MOST_NAMED]) + (", ..." if len(wrong) > _MOST_NAMED else "")
             raise ModelMismatch(
-                f"{len(wrong)} tensors are missing, extra or misshapen, first {wrong[0]}",
+                f"{len(wrong)} tensors are missing, extra, misshapen or not finite: {named}",
                 code="weights_mismatch", place="Net1D",
                 remedy="Build the network with the checkpoint's leads, labels and stages.",
             )  # fmt: skip
         self.load_state_dict({name: given[name] for name in own})
 
 
+def _read(path: Path) -> Mapping[str, Any]:
+    """A file's tensors; whatever else a pickle could run is refused."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise IntegrityError(
+            "no file of tensors", code="bad_weights", place=path.name,
+            remedy="Give the checkpoint as released, or its state dict.",
+        ) from error  # fmt: skip
+    if not isinstance(found, Mapping):
+        raise IntegrityError("no state dict", code="bad_weights", place=path.name)
+    return found
+
+
 def _is_norm(name: str) -> bool:
+    """Whether a tensor is of a batch norm that the released network holds and never applies."""
     return any(part.startswith(("bn", "first_bn")) for part in name.split("."))
-
-
-def rotate_lead_one(
-    lead_one: Float[Tensor, "batch sample"],
-    lead_two: Float[Tensor, "batch sample"],
-    draws: torch.Generator,
-    chance: float = 0.5,
-) -> Float[Tensor, "batch sample"]:
-    """Lead I, or by chance what it would be were the heart turned: -30 to 90 degrees.
-
-    The single-lead model was so trained: with a chance of one half lead I is replaced by one of
-    aVL, -aVR, II, -III, aVF and -aVF, all of which follow from I and II.
-
-    Args:
-        lead_one: Lead I.
-        lead_two: Lead II.
-        draws: Source of chance.
-        chance: Of being replaced.
-    """
-    one, two = lead_one, lead_two
-    views = torch.stack(
-        [one - two / 2, (one + two) / 2, two, one - two, two - one / 2, one / 2 - two]
-    )
-    pick = torch.randint(len(views), (len(one),), generator=draws)
-    turned = views[pick, torch.arange(len(one))]
-    keep = torch.rand(len(one), 1, generator=draws) >= chance
-    return torch.where(keep, one, turned)

@@ -198,3 +198,28 @@ def test_the_expected_auroc_is_that_of_weighted_pairs(repository: Path) -> None:
             wins += pair * (float(score[i] > score[j]) + 0.5 * float(score[i] == score[j]))
             weight += pair
     assert demo.expected_auroc(score, risk) == pytest.approx(wins / weight, rel=1e-9)
+
+
+BIOSIGNALS = {
+    "rpeaks.py": ("se_50ms", "ppv_50ms", "se_150ms", "ppv_150ms", "cpu_s_per_24h"),
+    "beats.py": ("f1_v", "f1_s", "f1_s_without_232"),
+    "af.py": ("macro_f1", "macro_f1_with_noise", "gain_over_best_peer"),
+    "ptbxl.py": ("macro_auroc", "gain_over_best_peer"),
+    "ppg_hr.py": ("mae_bpm", "mae_bpm_without_41", "breaths_mae"),
+}
+
+
+@pytest.mark.parametrize("script", BIOSIGNALS)
+def test_the_benchmarks_of_biosignals_run_on_made_up_records(repository: Path, script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", "--quick"],
+        cwd=repository, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert all(isinstance(found[key], float) for key in BIOSIGNALS[script])
+    if script == "rpeaks.py":
+        assert found["se_150ms"] > 95
+        assert found["ppv_150ms"] > 95
+    if script == "ppg_hr.py":
+        assert found["mae_bpm"] < 2

@@ -27,6 +27,8 @@ def _encoder(**changes):
     encoder = BiosignalEncoder(BiosignalConfig(**{**SMALL, **changes}))
     for module in encoder.modules():  # batch norms that have met something
         if isinstance(module, torch.nn.BatchNorm1d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
     torch.nn.init.normal_(encoder.amplitude)
@@ -177,9 +179,11 @@ def test_a_stream_holds_no_more_after_an_hour_than_after_a_minute():
     minute = _waves(60, 125, 1, 1)
 
     def held():
+        assert stream._stem is not None
+        assert stream._sums is not None
         seen = [stream._grid._held, *stream._stem.held, *stream._sums]
-        seen += [t for state in stream._states for t in state]
-        return sum(t.untyped_storage().nbytes() for t in seen)
+        seen += [t for state in stream._states for t in state or ()]
+        return sum(t.untyped_storage().nbytes() for t in seen if t is not None)
 
     stream.push(minute)
     after_one = held()

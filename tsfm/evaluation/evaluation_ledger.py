@@ -75,7 +75,9 @@ class EvaluationLedger:
         """A fresh ledger of the same records, for another split of them."""
         return EvaluationLedger(self._subject_of, self._digest_of)
 
-    def _enter(self, step: str, what: str, records: Iterable[str], against: tuple[str, ...]) -> None:
+    def _enter(
+        self, step: str, what: str, records: Iterable[str], against: tuple[str, ...]
+    ) -> None:
         names = list(records)
         strangers = sum(name not in self._subject_of for name in names)
         if strangers:

@@ -92,8 +92,10 @@ class _Recurrence(torch.autograd.Function):
         du = np.empty(u.shape, np.float32)
         found = np.zeros((4, *planes[0].shape), np.float32)
         dy = grads[0].contiguous().numpy()
-        arrays = [plane.detach().numpy() for plane in planes]
-        numba_lti.recur_back(u.detach().contiguous().numpy(), dy, *arrays, du, found, ctx.reverse)
+        a, b, c, d = (plane.detach().numpy() for plane in planes)
+        numba_lti.recur_back(
+            u.detach().contiguous().numpy(), dy, a, b, c, d, du, found, ctx.reverse
+        )
         return torch.from_numpy(du), *torch.from_numpy(found).unbind(0), None
 
 
@@ -101,6 +103,7 @@ def _recur(
     u: Tensor, planes: tuple[Tensor, ...], initial: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     n_batch, _, n_channels = u.shape
+    a, b, c, d = (plane.detach().numpy() for plane in planes)
     shape = (n_batch, planes[0].shape[0], n_channels)
     if initial is None:
         real, imaginary = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -108,8 +111,7 @@ def _recur(
         held = initial.detach().transpose(1, 2)
         real, imaginary = (x.to(torch.float32).numpy().copy("C") for x in (held.real, held.imag))
     y = np.empty(u.shape, np.float32)
-    arrays = [plane.detach().numpy() for plane in planes]
-    numba_lti.recur(u.detach().contiguous().numpy(), *arrays, real, imaginary, y, reverse)
+    numba_lti.recur(u.detach().contiguous().numpy(), a, b, c, d, real, imaginary, y, reverse)
     final = torch.complex(torch.from_numpy(real), torch.from_numpy(imaginary)).transpose(1, 2)
     return torch.from_numpy(y), final.contiguous()
 

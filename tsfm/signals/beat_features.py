@@ -1,17 +1,21 @@
-"""Features of every beat of a record, for classes of beats (AAMI): rhythm, shape, and both together.
+"""Features of every beat of a record, for classes of beats: its time, its shape, and its P wave.
 
 A beat is ventricular by its shape and supraventricular by its time, and both are relative to the
-patient: what is usual is the median beat of the record, and the intervals around and overall. Where
-the unusual is the rule (a record of mostly atrial beats) that fails, so the same intervals stand
-beside it in seconds. P waves are looked for where the patient's own are. Neighbours' features are
-part of a beat's own, since an early beat is followed by a pause.
+patient: the usual shape is the median beat of the record, the usual interval that of the rhythm
+which early beats interrupt. Where the unusual is the rule (a record of mostly atrial beats) that
+fails, so the same intervals stand beside in seconds and against the long ones around. How
+irregular a stretch is, and whether its beats have P waves, tells early beats from fibrillation.
+Neighbours' features are part of a beat's own, since an early beat is followed by a pause.
 
-Two leads may be given; of the second only shapes are used. Amplitudes are in multiples of the
-record's usual beat, so gains do not matter.
+One lead or two; amplitudes are multiples of the record's usual QRS complex, so gains don't matter.
+Features are of whole records: each beat's know what comes after it. This is not for streams.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -20,95 +24,146 @@ from tsfm.signals.filters import band_pass, resample
 
 Signal = npt.NDArray[np.float64]
 
-HZ = 125.0
-_BEFORE_S, _AFTER_S = 0.28, 0.40
-_QRS_S, _P_S, _T_S = (-0.09, 0.11), (-0.25, -0.09), (0.14, 0.38)
-_SHAPE_STEP = 3
-_EARLY, _NEW_RHYTHM_S = 0.87, 40.0
+WINDOW_HZ = 125.0
+BEFORE_S, AFTER_S = 0.28, 0.40
 _BAND_HZ = (0.5, 35.0)
+_QRS_S, _WIDE_S, _T_S = (-0.09, 0.11), (-0.14, 0.20), (0.14, 0.38)
+_P_S, _LEVEL_S = (-0.25, -0.07), (-0.28, -0.10)
+_EARLY, _NEW_RHYTHM_S = 0.87, 40.0
+_OF_NEIGHBOURS = ("before_base", "qrs_like", "width_ratio", "size", "p_like", "area_size")
+_OF_SECOND = (
+    "qrs_like", "whole_like", "previous_like", "qrs_distance", "t_like", "size", "area_size",
+    "qrs_width", "width_ratio", "share_fast", "p_like", "p_distance", "p_bump", "unusual_around",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class BeatFeatures:
+    """What is known of every beat of a record.
+
+    Attributes:
+        values: (beat, feature), NaN where a second lead is not there.
+        names: Of the features, always the same ones.
+        windows: (beat, 2, point) the beats cut out at 125 Hz, in multiples of the record's usual
+            QRS complex; zeros for a second lead that is not there.
+    """
+
+    values: npt.NDArray[np.float32]
+    names: tuple[str, ...]
+    windows: npt.NDArray[np.float32]
 
 
 def beat_features(
     ecg: npt.ArrayLike, r_peaks: npt.ArrayLike, *, fs_hz: float
 ) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """Features of every beat.
+    """Features of every beat as one table, every third point of the first lead's window with them.
 
     Args:
-        ecg: (n_leads, n_samples) one or two leads, the one that the R peaks are of first.
-        r_peaks: (n_beats,) samples, in order.
+        ecg: As `read_beats`.
+        r_peaks: As `read_beats`.
         fs_hz: Sampling rate.
 
     Returns:
-        (n_beats, n_features) and the features' names; always the same ones, NaN for a second lead
-        that is not there.
+        (n_beats, n_features), NaN for a second lead that is not there, and the features' names;
+        always the same ones.
 
     Raises:
-        InputError: No lead, or unordered peaks.
+        InputError: As `read_beats`.
+    """
+    beats = read_beats(ecg, r_peaks, fs_hz=fs_hz)
+    seconds = np.arange(beats.windows.shape[2])[::3] / WINDOW_HZ - BEFORE_S
+    names = [*beats.names, *(f"shape_{round(1000 * s)}" for s in seconds)]
+    return np.concatenate([beats.values, beats.windows[:, 0, ::3]], 1), names
+
+
+def read_beats(ecg: npt.ArrayLike, r_peaks: npt.ArrayLike, *, fs_hz: float) -> BeatFeatures:
+    """Features and windows of every beat.
+
+    Args:
+        ecg: (n_leads, n_samples) or (n_samples,), any unit; leads after the second are not read.
+        r_peaks: (n_beats,) samples, in order.
+        fs_hz: Sampling rate, above 70.
+
+    Raises:
+        InputError: `bad_beats`: no lead, peaks out of order or outside; `bad_filter`: a rate that
+            can't hold a QRS complex.
     """
     leads, peaks = np.atleast_2d(np.asarray(ecg, np.float64)), np.asarray(r_peaks, np.int64)
-    if leads.ndim != 2 or not len(leads) or (np.diff(peaks) < 0).any():
+    outside = len(peaks) and not (0 <= peaks.min() <= peaks.max() < leads.shape[-1])
+    if leads.ndim != 2 or not len(leads) or outside or (np.diff(peaks) < 0).any():
         raise InputError(
-            "no lead, or peaks that are not in order", code="bad_beats", place="beat_features",
-            remedy="Give (leads, samples) and the R peaks in order.",
+            "no lead, or peaks that are out of order or outside", code="bad_beats",
+            place="read_beats", remedy="Give (leads, samples) and the samples of its R peaks.",
         )  # fmt: skip
     low, high = _BAND_HZ
-    clean = band_pass(leads[:2], fs_hz=fs_hz, low_hz=low, high_hz=min(high, 0.45 * fs_hz))
-    points = np.nan_to_num(np.asarray(resample(clean, fs_hz=fs_hz, to_hz=HZ), np.float64))
-    at = np.clip(np.rint(peaks * HZ / fs_hz).astype(np.int64), 0, points.shape[1] - 1)
+    clean = band_pass(leads[:2], fs_hz=fs_hz, low_hz=low, high_hz=high)
+    points = np.nan_to_num(np.asarray(resample(clean, fs_hz=fs_hz, to_hz=WINDOW_HZ), np.float64))
+    at = np.clip(np.rint(peaks * (WINDOW_HZ / fs_hz)).astype(np.int64), 0, points.shape[1] - 1)
     columns = _rhythm(peaks / fs_hz)
-    columns |= _shapes(points[0], at, "")
-    second = _shapes(points[1] if len(points) > 1 else np.zeros_like(points[0]), at, "second_")
-    if len(points) < 2:
-        second = {name: np.full(len(at), np.nan) for name in second}
-    columns |= {name: v for name, v in second.items() if "shape" not in name}
-    for name in ("before_base", "qrs_like", "qrs_width", "size", "p_like"):
-        for step, word in ((-1, "previous"), (1, "next")):
-            columns[f"{word}_{name}"] = _shift(columns[name], step)
-    found = np.stack(list(columns.values()), 1).astype(np.float32)
-    return found, list(columns)
+    windows = np.zeros((len(at), 2, round(BEFORE_S * WINDOW_HZ) + round(AFTER_S * WINDOW_HZ)))
+    for i in range(2):
+        if i < len(points):
+            windows[:, i], found = _shapes(points[i], at)
+        else:
+            found = dict.fromkeys(columns, np.full(len(at), np.nan))
+            found |= dict.fromkeys(_OF_SECOND, np.full(len(at), np.nan))
+        columns |= found if i == 0 else {f"second_{name}": found[name] for name in _OF_SECOND}
+    for name in _OF_NEIGHBOURS:
+        columns |= {f"previous_{name}": _shift(columns[name], -1)}
+        columns |= {f"next_{name}": _shift(columns[name], 1)}
+    values = np.stack(list(columns.values()), 1).astype(np.float32)
+    return BeatFeatures(values, tuple(columns), windows.astype(np.float32))
 
 
 def _rhythm(beat_s: Signal) -> dict[str, Signal]:
     n = len(beat_s)
     rr = np.diff(beat_s)
-    usual = float(np.median(rr)) if len(rr) else np.nan
-    before = np.concatenate([[usual], rr])[:n]
-    after = np.concatenate([rr, [usual]])[:n]
-    padded = np.pad(before, 10, mode="edge") if n else before
-    around = np.lib.stride_tricks.sliding_window_view(padded, 21)[:n]
-    local, spread = np.median(around, 1), around.std(1)
-    wide = _running_median(before, 120)
-    two = _shift(before, -1)
-    base, run = _baseline(before)
-    steps = np.abs(np.diff(before, prepend=before[:1]))
+    usual = float(np.median(rr)) if len(rr) else 1.0
+    before = np.maximum(np.concatenate([[usual], rr])[:n], 0.1)
+    after = np.maximum(np.concatenate([rr, [usual]])[:n], 0.1)
+    near, far = _stretches(before, 10), _stretches(before, 25)
+    local, wide, high = np.median(near, 1), _running_median(before, 120), np.quantile(near, 0.8, 1)
+    two, three = _shift(before, -1), _shift(before, -2)
+    base, run = _baseline(before, usual)
+    step = np.abs(before - two)
+    nearest = np.minimum(step, np.abs(before - three))
+    middle = np.median(far, 1)
     return {
-        "irregular": _running_median(steps, 25) / _running_median(before, 25),
         "before_base": before / base, "after_base": after / base, "run": np.minimum(run, 30.0),
-        "base_s": base, "unlike_base": np.abs(before - base) / base,
+        "base_s": base, "base_usual": base / usual,
         "early_around": _around(before < 0.85 * base), "late_around": _around(before > 1.15 * base),
         "before_s": before, "after_s": after, "before_local": before / local,
         "after_local": after / local, "before_usual": before / usual,
         "after_usual": after / usual, "before_wide": before / wide,
-        "before_after": before / np.maximum(after, 1e-3),
-        "before_two": before / np.maximum(two, 1e-3), "sum_local": (before + after) / local,
-        "local_s": local, "local_spread": spread / local, "usual_s": np.full(n, usual),
-        "share_early": np.mean(around < 0.88 * np.quantile(around, 0.75, axis=1)[:, None], 1),
-        "rr_low": np.quantile(around, 0.1, axis=1), "rr_high": np.quantile(around, 0.9, axis=1),
-        "before_high": before / np.quantile(around, 0.8, axis=1),
+        "before_after": before / after, "before_two": before / two,
+        "sum_local": (before + after) / local, "local_s": local,
+        "local_spread": near.std(1) / local, "usual_s": np.full(n, usual),
+        "share_early": np.mean(near < 0.88 * high[:, None], 1), "before_high": before / high,
+        "after_high": after / high, "low_high": np.quantile(near, 0.1, 1) / high,
+        "irregular": np.median(_stretches(step, 25), 1) / middle,
+        "unpredictable": np.median(_stretches(nearest, 25), 1) / middle,
+        "irregular_near": np.median(_stretches(nearest, 6), 1) / local,
     }  # fmt: skip
 
 
-def _baseline(before: Signal) -> tuple[Signal, Signal]:
-    """The interval of the rhythm that early beats interrupt, and how long each run of them is by now.
+def _baseline(before: Signal, usual: float) -> tuple[Signal, Signal]:
+    """The interval of the rhythm that early beats interrupt, and how long each run of them is.
 
     An early interval changes it only when a run of them has lasted: a tachycardia that starts at
-    once stays a deviation for half a minute, and one that comes slowly is followed.
+    once stays a deviation for most of a minute, and one that comes slowly is followed.
     """
+    start = before[before > 0.8 * usual][:8]
+    return _follow(before, start if len(start) else np.array([usual]))
+
+
+@numba.njit(cache=True)
+def _follow(before: Signal, start: Signal) -> tuple[Signal, Signal]:
     base, run = np.empty(len(before)), np.zeros(len(before))
-    recent = list(before[before > 0.8 * np.median(before)][:8]) if len(before) else []
+    recent = np.empty(15)
+    recent[:] = np.median(start)
     early, since_s = 0, 0.0
     for i, rr in enumerate(before):
-        usual = float(np.median(recent[-15:])) if recent else float(rr)
+        usual = np.median(recent)
         base[i] = usual
         if rr < _EARLY * usual:
             early, since_s = early + 1, since_s + rr
@@ -116,115 +171,126 @@ def _baseline(before: Signal) -> tuple[Signal, Signal]:
             early, since_s = 0, 0.0
         run[i] = early
         if early == 0 and rr < 1.5 * usual:
-            recent.append(float(rr))
+            recent[:-1] = recent[1:].copy()
+            recent[-1] = rr
         elif since_s > _NEW_RHYTHM_S:
-            recent = [*recent[-7:], *before[max(0, i - 8) : i + 1].tolist()]
+            recent[:] = np.median(before[max(0, i - 8) : i + 1])
             early, since_s = 0, 0.0
     return base, run
 
 
-def _running_median(x: Signal, half: int) -> Signal:
-    """Median of up to `half` beats on either side."""
-    if not len(x):
-        return x
-    padded = np.pad(x, half, mode="constant", constant_values=np.nan)
-    return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
-
-
-def _shift(x: Signal, step: int) -> Signal:
-    if not len(x):
-        return x
-    moved = np.roll(x, -step)
-    if step > 0:
-        moved[-step:] = x[-1]
-    else:
-        moved[:-step] = x[0]
-    return moved
-
-
-def _shapes(lead: Signal, at: npt.NDArray[np.int64], prefix: str) -> dict[str, Signal]:
-    before, after = round(_BEFORE_S * HZ), round(_AFTER_S * HZ)
-    padded = np.pad(lead, (before + 4, after + 4), mode="edge")
+def _shapes(lead: Signal, at: npt.NDArray[np.int64]) -> tuple[Signal, dict[str, Signal]]:
+    """Windows of one lead in multiples of its usual QRS complex, and what they look like."""
+    before, after = round(BEFORE_S * WINDOW_HZ), round(AFTER_S * WINDOW_HZ)
     offsets = np.arange(-before, after)
-    cut = padded[at[:, None] + before + 4 + offsets]
-    seconds = offsets / HZ
-
-    def part(bounds: tuple[float, float]) -> npt.NDArray[np.bool_]:
-        return (seconds >= bounds[0]) & (seconds <= bounds[1])
-
-    qrs, p, t = part(_QRS_S), part(_P_S), part(_T_S)
-    cut = cut - np.median(cut[:, part((-0.28, -0.10))], 1, keepdims=True)
-    if not len(cut):
-        cut = np.zeros((0, len(offsets)))
-        median = np.zeros(len(offsets))
+    cut = np.pad(lead, (before, after), mode="edge")[at[:, None] + before + offsets]
+    qrs, wide, p, t, level = (_part(offsets, s) for s in (_QRS_S, _WIDE_S, _P_S, _T_S, _LEVEL_S))
+    if len(cut):
+        cut = cut - np.median(cut[:, level], 1, keepdims=True)
+        like = _likeness(cut[:, qrs], np.median(cut, 0)[qrs])
+        usual = np.median(cut[like >= np.quantile(like, 0.4)], 0)
     else:
-        median = np.median(cut, 0)
-        like = _likeness(cut[:, qrs], median[qrs])
-        usual = cut[like >= np.quantile(like, 0.4)]
-        median = np.median(usual, 0)
-    size = max(float(np.abs(median[qrs]).max()), 1e-6)
-    cut, median = cut / size, median / size
+        usual = np.zeros(len(offsets))
+    size = max(float(np.abs(usual[qrs]).max()), 1e-6)
+    cut, usual = np.clip(cut / size, -20, 20), usual / size
+    tall = np.ptp(cut[:, qrs], axis=1)
     fast = np.abs(np.diff(cut, axis=1, prepend=cut[:, :1]))
     top = np.maximum(fast[:, qrs].max(1, initial=0.0), 1e-6)
-    wide = part((-0.14, 0.20))
     moving = fast[:, wide] > 0.2 * top[:, None]
-    first = np.argmax(moving, 1)
-    last = moving.shape[1] - 1 - np.argmax(moving[:, ::-1], 1)
-    shifted = [_likeness(_moved(cut, k)[:, qrs], median[qrs]) for k in (-3, -2, -1, 0, 1, 2, 3)]
-    best = np.max(shifted, axis=0) if len(cut) else np.zeros(0)
-    p_usual, p_own = median[p] - median[p].mean(), cut[:, p] - cut[:, p].mean(1, keepdims=True)
+    width = moving.shape[1] - 1 - np.argmax(moving[:, ::-1], 1) - np.argmax(moving, 1)
+    usual_width = float(np.median(width)) if len(width) else 1.0
+    shifted = [_likeness(np.roll(cut, k, 1)[:, qrs], usual[qrs]) for k in range(-3, 4)]
+    best = np.max(shifted, axis=0)
     previous = np.concatenate([cut[:1], cut[:-1]])
     columns = {
         "qrs_like": best,
-        "whole_like": _likeness(cut, median),
-        "previous_like": _likeness_rows(cut[:, qrs], previous[:, qrs]),
-        "qrs_distance": np.sqrt(np.mean((cut[:, qrs] - median[qrs]) ** 2, 1)),
-        "t_like": _likeness(cut[:, t], median[t]),
-        "t_distance": np.sqrt(np.mean((cut[:, t] - median[t]) ** 2, 1)),
-        "size": np.ptp(cut[:, qrs], axis=1) / max(float(np.ptp(median[qrs])), 1e-6),
-        "up": cut[:, qrs].max(1, initial=0.0),
-        "down": cut[:, qrs].min(1, initial=0.0),
+        "whole_like": _likeness(cut, usual),
+        "previous_like": _likeness(cut[:, qrs], previous[:, qrs]),
+        "qrs_distance": np.sqrt(np.mean((cut[:, qrs] - usual[qrs]) ** 2, 1)),
+        "t_like": _likeness(cut[:, t], usual[t]),
+        "t_distance": np.sqrt(np.mean((cut[:, t] - usual[t]) ** 2, 1)),
+        "size": tall / max(float(np.ptp(usual[qrs])), 1e-6),
+        "up": cut[:, qrs].max(1, initial=-20.0),
+        "down": cut[:, qrs].min(1, initial=20.0),
         "area": np.abs(cut[:, wide]).mean(1),
         "signed_area": cut[:, wide].mean(1),
-        "area_size": np.abs(cut[:, wide]).mean(1) / np.maximum(np.ptp(cut[:, qrs], axis=1), 1e-6),
-        "qrs_width": (last - first) / HZ,
-        "width_ratio": (last - first)
-        / max(float(np.median(last - first)) if len(cut) else 1.0, 1.0),
+        "area_size": np.abs(cut[:, wide]).mean(1) / np.maximum(tall, 1e-6),
+        "qrs_width": width / WINDOW_HZ,
+        "width_ratio": width / max(usual_width, 1.0),
         "fastest": top,
         "share_fast": moving.mean(1),
-        "t_height": cut[:, t].max(1, initial=0.0),
-        "t_depth": cut[:, t].min(1, initial=0.0),
-        "p_like": _likeness(cut[:, p], median[p]),
-        "p_distance": np.sqrt(np.mean((p_own - p_usual) ** 2, 1)),
-        "p_size": np.ptp(p_own, axis=1),
-        "p_projection": p_own @ p_usual / max(float(p_usual @ p_usual), 1e-6),
-        "p_usual_size": np.full(len(cut), float(np.ptp(p_usual))),
+        "t_height": cut[:, t].max(1, initial=-20.0),
+        "t_depth": cut[:, t].min(1, initial=20.0),
         "unusual_around": _around(best < 0.8),
     }
-    for i in range(0, len(offsets), _SHAPE_STEP):
-        columns[f"shape_{round(seconds[i] * 1000)}"] = cut[:, i]
-    return {f"{prefix}{name}": np.asarray(v, np.float64) for name, v in columns.items()}
+    return cut, columns | _p_wave(cut[:, p], usual[p])
 
 
-def _moved(rows: Signal, step: int) -> Signal:
-    return np.roll(rows, step, axis=1)
+def _p_wave(own: Signal, usual: Signal) -> dict[str, Signal]:
+    """What precedes the QRS complex, its slope taken away, against the patient's P wave."""
+    n, points = own.shape
+    line = np.linspace(0, 1, points)
+    own = own - own[:, :1] * (1 - line) - own[:, -1:] * line
+    usual = usual - usual[0] * (1 - line) - usual[-1] * line
+    around = np.median(_stretches(own, 12), axis=-1) if n else own
+    bump = np.convolve(usual * 0 + 1, np.ones(5) / 5, "same")  # of a moving mean at the ends
+    smooth = _smooth(own) / bump
+    middle = usual - usual.mean()
+    return {
+        "p_like": _likeness(own, usual),
+        "p_distance": np.sqrt(np.mean((own - usual) ** 2, 1)),
+        "p_like_around": _likeness(own, around),
+        "p_distance_around": np.sqrt(np.mean((own - around) ** 2, 1)),
+        "p_size": np.ptp(own, axis=1),
+        "p_bump": smooth.max(1, initial=0.0),
+        "p_dip": smooth.min(1, initial=0.0),
+        "p_place": np.argmax(smooth, 1) / points if n else np.zeros(0),
+        "p_projection": own @ middle / max(float(middle @ middle), 1e-4),
+        "p_usual_size": np.full(n, float(np.ptp(usual))),
+        "p_around_size": np.ptp(around, axis=1),
+        "p_alike_around": _mean_around(_likeness(own, around)),
+    }
 
 
-def _around(flags: npt.NDArray[np.bool_], half: int = 15) -> Signal:
-    kernel = np.ones(2 * half + 1)
-    if not len(flags):
-        return np.zeros(0)
-    hits = np.convolve(flags.astype(np.float64), kernel, mode="full")[half : half + len(flags)]
-    seen = np.convolve(np.ones(len(flags)), kernel, mode="full")[half : half + len(flags)]
-    return hits / seen
+def _part(offsets: npt.NDArray[np.int64], bounds_s: tuple[float, float]) -> npt.NDArray[np.bool_]:
+    return (offsets >= bounds_s[0] * WINDOW_HZ) & (offsets <= bounds_s[1] * WINDOW_HZ)
+
+
+def _smooth(rows: Signal, taps: int = 5) -> Signal:
+    padded = np.pad(rows, ((0, 0), (taps // 2, taps // 2)))
+    return np.lib.stride_tricks.sliding_window_view(padded, taps, axis=1).mean(-1)
+
+
+def _stretches(x: Signal, half: int) -> Signal:
+    """(n, ..., 2 half + 1): each beat with those around it, the ends repeated."""
+    if not len(x):
+        return np.zeros((*x.shape, 2 * half + 1))
+    padded = np.pad(x, ((half, half), *(((0, 0),) * (x.ndim - 1))), mode="edge")
+    return np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1, axis=0)
+
+
+def _running_median(x: Signal, half: int) -> Signal:
+    found = np.empty(len(x))
+    for start in range(0, len(x), 20):
+        found[start : start + 20] = np.median(x[max(0, start - half) : start + half])
+    return found
+
+
+def _shift(x: Signal, step: int) -> Signal:
+    return x[np.clip(np.arange(len(x)) + step, 0, max(len(x) - 1, 0))]
+
+
+def _around(flags: npt.NDArray[np.bool_]) -> Signal:
+    return _mean_around(flags.astype(np.float64))
+
+
+def _mean_around(x: Signal, half: int = 15) -> Signal:
+    return _stretches(x, half).mean(-1)
 
 
 def _likeness(rows: Signal, to: Signal) -> Signal:
-    rows = rows - rows.mean(1, keepdims=True)
-    to = to - to.mean()
-    return rows @ to / np.maximum(np.sqrt((rows**2).sum(1) * (to**2).sum()), 1e-9)
-
-
-def _likeness_rows(a: Signal, b: Signal) -> Signal:
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    return (a * b).sum(1) / np.maximum(np.sqrt((a**2).sum(1) * (b**2).sum(1)), 1e-9)
+    """Correlation of each row with a shape, or with the row of the same number."""
+    rows = rows - rows.mean(-1, keepdims=True)
+    to = to - to.mean(-1, keepdims=True)
+    size = np.sqrt((rows**2).sum(-1) * (to**2).sum(-1))
+    return (rows * to).sum(-1) / np.maximum(size, 1e-9)

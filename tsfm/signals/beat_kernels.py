@@ -112,11 +112,11 @@ def search_back(
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def drop_t_waves(beats, speed, close, share):
-    """Beats without those soon after another and much slower than it."""
+    """Beats without those soon after another and much slower; `speed` is that of each beat."""
     keep = np.ones(len(beats), np.bool_)
     last = 0
     for i in range(1, len(beats)):
-        if beats[i] - beats[last] < close and speed[beats[i]] < share * speed[beats[last]]:
+        if beats[i] - beats[last] < close and speed[i] < share * speed[last]:
             keep[i] = False
         else:
             last = i
@@ -173,6 +173,8 @@ def _deflections(lead, peaks, reach, baseline, smooth):
         up_at[k] = middle
         down_at[k] = middle
         for i in range(max(0, middle - reach), min(n, middle + reach + 1)):
+            if not np.isfinite(lead[i]):
+                continue
             # Triangular weights: two boxes of `smooth` samples in one.
             mean = 0.0
             weight = 0.0
@@ -181,8 +183,6 @@ def _deflections(lead, peaks, reach, baseline, smooth):
                     w = smooth - abs(j - i)
                     mean += w * lead[j]
                     weight += w
-            if weight == 0.0:
-                continue
             value = mean / weight - level
             if value > up[k]:
                 up[k] = value

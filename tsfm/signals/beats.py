@@ -31,19 +31,23 @@ Samples = npt.NDArray[np.int64]
 
 _POINTS_HZ = 110.0  # least rate after thinning
 _BAND_HZ = (6.0, 20.0)
+_HIGHER_BAND_HZ = (12.0, 30.0)
+_NOISY_S, _NOISY, _QUIETER = 8.0, 0.18, 0.8  # when the higher band is read
 _POWER_S = 0.12
 _APART_S = 0.12  # least distance of candidates
 _BLOCK_S, _BLOCKS = 1.5, 5  # the usual peak: median over so many blocks on either side
 _FLOOR = 0.15  # of the record's usual peak: a stretch far below it has no beats
 _BEAT, _WEAK_BEAT = 0.35, 0.15  # of the usual peak
 _LEFT_OUT = 1.6  # of the usual interval: a longer one is searched
-_CLOSE_S, _MUCH_WEAKER = 0.30, 0.7
-_T_WAVE_S, _T_SLOPE = 0.36, 0.5
+_CLOSE_S, _MUCH_WEAKER = 0.30, 0.8
+_T_WAVE_S, _T_SLOPE, _NEAR_S = 0.36, 0.5, 0.06
+_EVERY = 3  # points: an envelope is smooth, and every third tells how it is spread
 _CHAOS_S, _CHAOS = 4.0, 0.40  # median of the envelope, as a share of its top
 _REACH_S = 0.07  # from the envelope's peak to the R peak
 _BASELINE_S, _SMOOTH_S = 0.17, 0.015
 _AGAINST = 1.5  # how much larger a deflection against the usual direction must be
 _PART_S, _MARGIN_S = 1200.0, 20.0
+_BRIDGE_S = 0.03
 _SHORTEST_S = 0.4  # of a stretch between gaps that is looked at
 
 
@@ -85,7 +89,7 @@ def find_r_peaks_in_parts(
     Raises:
         InputError: A rate too low.
     """
-    if not fs_hz >= 50:
+    if not 50 <= fs_hz < np.inf:
         raise InputError(
             f"{fs_hz:g} samples a second are too few for R peaks", code="bad_sampling_rate",
             place="fs_hz", remedy="Give the rate of the record, 50 Hz or more.",
@@ -95,24 +99,24 @@ def find_r_peaks_in_parts(
     for start in range(0, n_samples, part):
         first, last = max(0, start - margin), min(n_samples, start + part + margin)
         peaks = first + _in_part(np.asarray(read(first, last), np.float64), fs_hz)
-        end = start + part if last < n_samples else n_samples
-        found.append(peaks[(peaks >= start) & (peaks < end)])
-        if last == n_samples and start + part >= n_samples:
-            break
+        peaks = peaks[(peaks >= start) & (peaks < start + part)]
+        if found and len(found[-1]) and len(peaks):  # a beat on the seam, put on either side of it
+            peaks = peaks[peaks - found[-1][-1] > _APART_S * fs_hz]
+        found.append(peaks)
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 def _in_part(lead: Signal, fs_hz: float) -> Samples:
     step = max(1, int(fs_hz // _POINTS_HZ))
     points_hz = fs_hz / step
-    runs = _runs(np.isfinite(lead), round(_SHORTEST_S * fs_hz))
+    there = np.isfinite(lead)
+    whole = lead if there.all() else _bridged(lead, there, round(_BRIDGE_S * fs_hz))
+    runs = _runs(np.isfinite(whole), round(_SHORTEST_S * fs_hz))
     envelopes, speeds, offsets = [], [], []
-    sos = butter(2, _BAND_HZ, "bandpass", fs=points_hz, output="sos")
     for start, stop in runs:
-        band = beat_kernels.band_pass_thinned(lead[start:stop], sos, step)
-        power = uniform_filter1d(band * band, _odd(_POWER_S * points_hz))
-        envelopes.append(np.sqrt(np.maximum(power, 0.0)))
-        speeds.append(np.abs(np.gradient(band)) if len(band) > 1 else band)
+        envelope, speed = _envelope(whole[start:stop], step, points_hz)
+        envelopes.append(envelope)
+        speeds.append(speed)
         offsets.append(start)
     if not envelopes:
         return np.zeros(0, np.int64)
@@ -122,11 +126,58 @@ def _in_part(lead: Signal, fs_hz: float) -> Samples:
         at = _beats_of_run(envelope, speed, level, points_hz)
         found.append(offset + np.rint((at + 0.5) * step - 0.5).astype(np.int64))
     peaks = np.concatenate(found)
-    return beat_kernels.place(
+    peaks = beat_kernels.place(
         lead, peaks, reach=max(1, round(_REACH_S * fs_hz)),
         baseline=round(_BASELINE_S * fs_hz), smooth=max(1, round(_SMOOTH_S * fs_hz)),
         against=_AGAINST,
     )  # fmt: skip
+    apart = round(_APART_S * fs_hz)
+    return peaks[np.diff(peaks, prepend=-apart - 1) > apart]
+
+
+def _envelope(lead: Signal, step: int, hz: float) -> tuple[Signal, Signal]:
+    """Root of the power around each point, and how fast the filtered lead moves there.
+
+    Where much lies between the peaks and less of it in the higher band, the higher band is read.
+    """
+    envelope, speed = _in_band(lead, _BAND_HZ, step, hz)
+    between, top = _between_and_top(envelope, _NOISY_S * hz)
+    noisy = between > _NOISY * top
+    if not noisy.any():
+        return envelope, speed
+    higher, faster = _in_band(lead, _HIGHER_BAND_HZ, step, hz)
+    other_between, other_top = _between_and_top(higher, _NOISY_S * hz)
+    scale = top / np.maximum(other_top, np.finfo(np.float64).tiny)
+    share = np.where(noisy & (scale * other_between < _QUIETER * between), 1.0, 0.0)
+    middle = (np.arange(len(share)) + 0.5) * len(envelope) / len(share)
+    points = np.arange(len(envelope))
+    share, scale = np.interp(points, middle, share), np.interp(points, middle, scale)
+    return (
+        envelope + share * (scale * higher - envelope),
+        speed + share * (scale * faster - speed),
+    )
+
+
+def _in_band(
+    lead: Signal, band_hz: tuple[float, float], step: int, hz: float
+) -> tuple[Signal, Signal]:
+    low_hz, high_hz = band_hz
+    edges_hz = (low_hz, min(high_hz, 0.45 * hz))
+    sos = np.asarray(butter(2, edges_hz, "bandpass", fs=hz, output="sos"), np.float64)
+    band = beat_kernels.band_pass_thinned(lead, sos, step)
+    power = uniform_filter1d(band * band, _odd(_POWER_S * hz))
+    speed = np.abs(np.gradient(band)) if len(band) > 1 else band
+    return np.sqrt(np.maximum(power, 0.0)), speed
+
+
+def _between_and_top(envelope: Signal, block: float) -> tuple[Signal, Signal]:
+    """Median and height of the peaks of an envelope, block by block."""
+    n = max(1, round(len(envelope) / block))
+    size = len(envelope) // n
+    some = envelope[: n * size].reshape(n, size)[:, ::_EVERY]
+    middle, high = some.shape[1] // 2, int(0.98 * (some.shape[1] - 1))
+    parts = np.partition(some, (middle, high), axis=1)
+    return parts[:, middle], parts[:, high]
 
 
 def _beats_of_run(envelope: Signal, speed: Signal, level: Signal, hz: float) -> Samples:
@@ -143,8 +194,9 @@ def _beats_of_run(envelope: Signal, speed: Signal, level: Signal, hz: float) -> 
     beats = beat_kernels.search_back(
         beats, at[height >= _WEAK_BEAT], envelope, round(_CLOSE_S * hz), _LEFT_OUT
     )
-    near = max(1, round(0.06 * hz))
-    fastest = maximum_filter1d(speed, 2 * near + 1)
+    near = max(1, round(_NEAR_S * hz))
+    around = np.clip(beats[:, None] + np.arange(-near, near + 1), 0, len(speed) - 1)
+    fastest = speed[around].max(axis=1)
     return beat_kernels.drop_t_waves(beats, fastest, round(_T_WAVE_S * hz), _T_SLOPE)
 
 
@@ -173,14 +225,24 @@ def _usual_peaks(envelopes: list[Signal], hz: float) -> list[Signal]:
 
 def _chaos(envelope: Signal, hz: float) -> npt.NDArray[np.bool_]:
     """Where the envelope hardly falls between its peaks, for some seconds."""
-    n = max(1, round(len(envelope) / (_CHAOS_S * hz)))
-    size = len(envelope) // n
-    if size < _CHAOS_S * hz / 2:
+    if len(envelope) < _CHAOS_S * hz / 2:
         return np.zeros(len(envelope), np.bool_)
-    middle, high = size // 2, int(0.98 * (size - 1))
-    parts = np.partition(envelope[: n * size].reshape(n, size), (middle, high), axis=1)
-    flags = np.repeat(parts[:, middle] > _CHAOS * parts[:, high], size)
+    between, top = _between_and_top(envelope, _CHAOS_S * hz)
+    flags = np.repeat(between > _CHAOS * top, len(envelope) // len(top))
     return np.pad(flags, (0, len(envelope) - len(flags)), mode="edge")
+
+
+def _bridged(lead: Signal, there: npt.NDArray[np.bool_], longest: int) -> Signal:
+    """The lead with lines across gaps of a few samples, which hide no beat."""
+    kept = np.flatnonzero(there)
+    before, after = kept[:-1], kept[1:]
+    short = (after - before > 1) & (after - before <= longest + 1)
+    if not short.any():
+        return lead
+    whole = lead.copy()
+    for first, last in zip(before[short].tolist(), after[short].tolist(), strict=True):
+        whole[first : last + 1] = np.linspace(lead[first], lead[last], last - first + 1)
+    return whole
 
 
 def _runs(there: npt.NDArray[np.bool_], shortest: int) -> list[tuple[int, int]]:

@@ -149,9 +149,7 @@ def fit_breath_model(spectra: npt.ArrayLike, rates_bpm: npt.ArrayLike) -> Breath
     start = np.append(np.full(given.shape[1], 0.3), [math.log(17.0), math.log(0.25)])
     flat = minimize(loss, start, method="L-BFGS-B").x
     weights = tuple(round(float(w), 3) for w in flat[:-2])
-    return BreathModel(
-        weights, round(math.exp(flat[-2]), 2), round(math.exp(float(flat[-1])), 3)
-    )
+    return BreathModel(weights, round(math.exp(flat[-2]), 2), round(math.exp(float(flat[-1])), 3))
 
 
 def _flat(model: BreathModel) -> Signal:
@@ -184,7 +182,7 @@ def _baseline_spectrum(signal: Signal, fs_hz: float) -> Signal:
     if there.mean() < 0.5:
         return np.full(len(RATES_BPM), 1 / len(RATES_BPM))
     filled = np.interp(np.arange(len(signal)), np.flatnonzero(there), signal[there])
-    slow = low_pass(filled, fs_hz=fs_hz, cut_hz=1.5)
+    slow = np.asarray(low_pass(filled, fs_hz=fs_hz, cut_hz=1.5), np.float64)
     step = max(1, int(fs_hz / 8))
     return _spectrum(np.arange(0, len(slow), step) / fs_hz, slow[::step])
 

@@ -72,7 +72,7 @@ def measure_ecg(
 
 
 def _main_lead(signal: Signal, fs_hz: float) -> Signal:
-    """The direction in which the heart's vector moves most, from 5 to 30 Hz: QRS stand out in it."""
+    """Where the heart's vector moves most from 5 to 30 Hz: QRS complexes stand out in it."""
     there = np.isfinite(signal)
     filled = np.where(there, signal, 0.0)
     fast = gaussian_filter1d(filled, 0.006 * fs_hz, axis=1)
@@ -232,7 +232,7 @@ def _turns(qrs: Signal) -> float:
     least, turns, direction = 0.1 * np.ptp(qrs), 0, 0
     extreme = qrs[0]
     for value in qrs[1:]:
-        if direction >= 0 and value > extreme or direction <= 0 and value < extreme:
+        if (direction >= 0 and value > extreme) or (direction <= 0 and value < extreme):
             if direction == 0 and abs(value - extreme) < least:
                 continue
             direction = direction or (1 if value > extreme else -1)

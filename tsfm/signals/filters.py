@@ -294,7 +294,7 @@ def _filter(x: npt.ArrayLike, sos: Sections, zero_phase: bool) -> Signal:
         n_pad = min(_echo(sos), n)
         around = [(0, 0)] * (run.ndim - 1) + [(n_pad, n_pad)]
         padded = np.pad(run - line, around, mode="symmetric")
-        filtered = signal.sosfiltfilt(sos, padded, axis=-1, padtype=None, padlen=0)
+        filtered = signal.sosfiltfilt(sos, padded, axis=-1, padtype="even", padlen=0)
         return kept + filtered[..., n_pad:-n_pad]
 
     return _each_run(x, run_both_ways if zero_phase else run_causal)

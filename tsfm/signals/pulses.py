@@ -77,10 +77,10 @@ def find_pulses(ppg: npt.ArrayLike, *, fs_hz: float) -> Pulses:
     low, high = _BAND_HZ
     fast = band_pass(signal, fs_hz=fs_hz, low_hz=low, high_hz=min(high, 0.45 * fs_hz))
     level = band_pass(signal, fs_hz=fs_hz, low_hz=0.05, high_hz=min(high, 0.45 * fs_hz))
-    speed = np.nan_to_num(np.gradient(fast)) * fs_hz
+    speed = np.asarray(np.nan_to_num(np.gradient(fast)) * fs_hz, np.float64)
     at = _upstrokes(speed, np.isfinite(fast), fs_hz)
     reach = round(_REACH_S * fs_hz)
-    level = np.where(np.isfinite(level), level, np.nan)
+    level = np.where(np.isfinite(level), np.asarray(level, np.float64), np.nan)
     peaks = np.array([i + _argmax(level[i : i + reach + 1]) for i in at], np.int64)
     onsets = np.array([i - _argmax(-level[max(0, i - reach) : i + 1][::-1]) for i in at], np.int64)
     return Pulses(

@@ -1,4 +1,4 @@
-"""Features of the rhythm of one lead: how regular the beats are, and whether atria beat before them.
+"""Features of the rhythm of one lead: how regular the beats are, and whether P waves precede them.
 
 Of the intervals: rate, spread, successive differences, their histogram, Poincare axes, sample
 entropy and its coefficient form for short records (Lake and Moorman 2011), the turning-point ratio,
@@ -14,6 +14,7 @@ They are hand-made inputs for models. Sources of the measures are named; the set
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,8 @@ def rhythm_features(ecg: npt.ArrayLike, *, fs_hz: float) -> dict[str, float]:
         )  # fmt: skip
     there = np.isfinite(lead)
     lead = np.interp(np.arange(len(lead)), np.flatnonzero(there), lead[there])
-    clean = sosfiltfilt(butter(2, [0.5, min(40.0, 0.45 * fs_hz)], "band", fs=fs_hz, output="sos"), lead)
+    band = butter(2, [0.5, min(40.0, 0.45 * fs_hz)], "band", fs=fs_hz, output="sos")
+    clean = sosfiltfilt(band, lead)
     peaks = find_r_peaks(clean, fs_hz=fs_hz)
     found = {"duration_s": len(lead) / fs_hz, "n_beats": float(len(peaks))}
     found |= interval_features(np.diff(peaks) / fs_hz)
@@ -138,6 +140,7 @@ def _two_clusters(relative: Signal) -> float:
     low, high = np.percentile(relative, [10, 90])
     if high - low < 1e-6:
         return 0.0
+    near_low = relative <= relative.mean()
     for _ in range(10):
         near_low = np.abs(relative - low) <= np.abs(relative - high)
         if near_low.all() or not near_low.any():
@@ -197,7 +200,7 @@ def _likeness(rows: Signal, to: Signal) -> Signal:
 def _quiet_power(clean: Signal, peaks: npt.NDArray, fs_hz: float) -> tuple[float, float]:
     """Share of power at 4-10 Hz, and deviation, of what lies between T and Q waves."""
     parts = []
-    for a, b in zip(peaks[:-1], peaks[1:], strict=True):
+    for a, b in pairwise(peaks):
         start = a + round(min(0.42 * fs_hz, 0.6 * (b - a)))
         stop = b - round(0.07 * fs_hz)
         if stop - start > 0.15 * fs_hz:

@@ -87,8 +87,8 @@ class SignalClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, signal: Float[Tensor, "record lead sample"], *, fs_hz: float | int, leads: Sequence[str],
-        exclusive: bool = False, batch_size: int = 32,
+        self, signal: Float[Tensor, "record lead sample"], *, fs_hz: float | int,
+        leads: Sequence[str], exclusive: bool = False, batch_size: int = 32,
     ) -> Float[Tensor, "record label"]:  # fmt: skip
         """Probabilities of whole records.
 

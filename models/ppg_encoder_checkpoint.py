@@ -1,0 +1,235 @@
+"""The model directory of a PPG encoder, beside that of a timeline model (`checkpoint`).
+
+It holds `config.json` (sizes, the sampling rate and length of the segments that it was trained on,
+facts of the training), `model.safetensors`, `README.md` (the card) and `manifest.json`. Matrices of
+the convolutions may be stored in half precision, which halves the file; norms and their statistics
+never are. Sizes are checked before a network is built.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tsfm import __version__
+from tsfm.errors import ModelMismatch
+from tsfm.models.checkpoint import (
+    FORMAT_VERSION,
+    check_keys,
+    find_model,
+    load_weights,
+    verify_directory,
+    writing_directory,
+)
+from tsfm.models.efficientnet1d import EfficientNet1d, EfficientNet1dConfig, standardise
+
+PPG_ENCODER_TYPE = "ppg-encoder"
+_KEYS = {
+    "format_version", "tsfm_version", "model_type", "model", "segments", "facts",
+}  # fmt: skip
+_LIMITS = (
+    "Trained on few people: it knows the shapes that it has seen, and no claim about health is made"
+    " for it.",
+    "Segments are standardised one by one: amplitude, perfusion and units are gone.",
+    "Feed it segments of the rate that it was trained at, and of about the same length.",
+)
+
+
+@dataclass(frozen=True)
+class SegmentSpec:
+    """What the encoder was trained on.
+
+    Attributes:
+        fs_hz: Sampling rate.
+        duration_s: Length of a segment.
+    """
+
+    fs_hz: float
+    duration_s: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no length of time."""
+        if not (0 < self.fs_hz < 1e6 and 0 < self.duration_s < 1e6):
+            raise ValueError("a positive rate and a positive length")
+
+
+@dataclass(frozen=True)
+class PpgEncoderDirectory:
+    """A loaded encoder with what belongs to it.
+
+    Attributes:
+        encoder: The network, in evaluation mode.
+        segments: What it was trained on.
+        facts: Plain facts about its training.
+        hash: sha256 of its manifest.
+    """
+
+    encoder: EfficientNet1d
+    segments: SegmentSpec
+    facts: dict[str, Any]
+    hash: str
+
+    @torch.no_grad()
+    def embed(
+        self, segments: NDArray[np.floating] | Tensor, *, fs_hz: float, batch_size: int = 32
+    ) -> NDArray[np.float32]:
+        """(segment, 256) vectors of segments in any unit.
+
+        Args:
+            segments: (segment, channel, time) samples; NaN where there are none.
+            fs_hz: Their sampling rate.
+            batch_size: Segments at once.
+
+        Raises:
+            ModelMismatch: Another rate or other channels than the encoder's.
+        """
+        samples = torch.as_tensor(segments, dtype=torch.float32)
+        n_channels = self.encoder.config.n_channels
+        if samples.dim() != 3 or samples.shape[1] != n_channels or samples.shape[2] == 0:
+            raise ModelMismatch(
+                "not what the encoder reads", code="bad_segments", place="embed",
+                remedy=f"Give (segment, {n_channels}, time).",
+            )  # fmt: skip
+        if abs(fs_hz - self.segments.fs_hz) > 1e-3 * self.segments.fs_hz:
+            raise ModelMismatch(
+                "the segments have another sampling rate than the encoder's", code="other_rate",
+                place="embed",
+                remedy=f"Resample to {self.segments.fs_hz:g} Hz (tsfm.signals.filters.resample).",
+            )  # fmt: skip
+        parts = [self.encoder(standardise(part)) for part in samples.split(batch_size)]
+        return torch.cat(parts).numpy() if parts else np.zeros((0, 256), np.float32)
+
+
+def save_ppg_encoder(
+    path: str | Path,
+    encoder: EfficientNet1d,
+    *,
+    segments: SegmentSpec,
+    facts: Mapping[str, Any] | None = None,
+    half: bool = False,
+) -> str:
+    """Write a model directory atomically and return its hash.
+
+    Args:
+        path: Final folder.
+        encoder: Network to save.
+        segments: What it was trained on.
+        facts: Plain scalars about the training.
+        half: Store matrices in float16.
+
+    Raises:
+        InputError: The folder is not empty, or is a file.
+    """
+    config = {
+        "format_version": FORMAT_VERSION,
+        "tsfm_version": __version__,
+        "model_type": PPG_ENCODER_TYPE,
+        "model": asdict(encoder.config),
+        "segments": asdict(segments),
+        "facts": dict(facts or {}),
+    }
+    weights = {
+        name: (
+            tensor.half() if half and tensor.dim() > 1 and tensor.is_floating_point() else tensor
+        ).detach().cpu().contiguous()
+        for name, tensor in encoder.state_dict().items()
+    }  # fmt: skip
+    with writing_directory(path) as folder:
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file(weights, folder / "model.safetensors")
+        card = ppg_encoder_card(encoder, segments=segments, facts=facts, half=half)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return verify_directory(Path(path))
+
+
+def load_ppg_encoder(path_or_name: str | Path) -> PpgEncoderDirectory:
+    """Load an encoder's model directory, by its path or by the name of a packaged one.
+
+    Raises:
+        InputError: There is no model.
+        IntegrityError: A file differs from what was written.
+        ModelMismatch: Its parts do not belong together.
+    """
+    folder = find_model(path_or_name)
+    digest = verify_directory(folder)
+    place = str(folder)
+    stored = _read_config(folder / "config.json", place)
+    try:
+        check_keys(stored["model"], EfficientNet1dConfig, place)
+        check_keys(stored["segments"], SegmentSpec, place)
+        if any(type(n) is not int for n in stored["model"].values()):
+            raise TypeError("sizes")
+        config = EfficientNet1dConfig(**stored["model"])
+        segments = SegmentSpec(**stored["segments"])
+        facts = dict(stored["facts"])
+        if not all(isinstance(x, str | int | float | None) for x in facts.values()):
+            raise TypeError("facts")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ModelMismatch):
+            raise
+        raise _bad_config("keys are missing or of wrong types", place) from error
+    encoder = EfficientNet1d(config)
+    load_weights(encoder, folder / "model.safetensors")
+    encoder.eval()
+    return PpgEncoderDirectory(encoder, segments, facts, digest)
+
+
+def ppg_encoder_card(
+    encoder: EfficientNet1d,
+    *,
+    segments: SegmentSpec,
+    facts: Mapping[str, Any] | None = None,
+    half: bool = False,
+) -> str:
+    """Model card in Markdown, with the header that model hubs read."""
+    n = sum(p.numel() for p in encoder.parameters())
+    told = [f"- {name}: {value}" for name, value in (facts or {}).items()]
+    return "\n".join(
+        [
+            "---", "library_name: tsfm", "pipeline_tag: feature-extraction", "tags:", "- ppg",
+            "- photoplethysmography", "- self-supervised", "---", "", "# PPG encoder", "",
+            "## What it gives", "",
+            "A vector of 256 numbers for a segment of a photoplethysmogram, learned from which"
+            " segments belong to one person. For a probe to be trained on; it answers nothing by"
+            " itself.", "", "## How to use it", "", "```python",
+            "from tsfm.models.ppg_encoder_checkpoint import load_ppg_encoder", "",
+            "vectors = load_ppg_encoder(folder).embed(segments, fs_hz="
+            f"{segments.fs_hz:g})  # (segment, {encoder.config.n_channels}, time)", "```", "",
+            "## Model", "", f"- parameters: {n:,}", f"- channels: {encoder.config.n_channels}",
+            f"- expansion: {encoder.config.expansion}",
+            f"- segments: {segments.duration_s:g} s at {segments.fs_hz:g} Hz",
+            f"- matrices stored in: {'float16' if half else 'float32'}",
+            f"- written by: tsfm {__version__}", "", "## Training", "", *(told or ["- not told"]),
+            "", "## Limits", "", *(f"- {limit}" for limit in _LIMITS), "",
+        ]
+    )  # fmt: skip
+
+
+def _read_config(path: Path, place: str) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise TypeError("no object")
+    except (OSError, ValueError, TypeError) as error:
+        raise _bad_config("config.json is no JSON object", place) from error
+    if stored.get("model_type") != PPG_ENCODER_TYPE or stored.get("format_version") != 1:
+        raise ModelMismatch(
+            "not a PPG encoder, or of an unknown format", code="unknown_model_type", place=place,
+            remedy=f"This version reads {PPG_ENCODER_TYPE}, format {FORMAT_VERSION}.",
+        )  # fmt: skip
+    if unknown := sorted(set(stored) - _KEYS):
+        raise _bad_config(f"unknown key '{unknown[0]}'", place, code="unknown_config_key")
+    return stored
+
+
+def _bad_config(message: str, place: str, *, code: str = "bad_model_config") -> ModelMismatch:
+    return ModelMismatch(message, code=code, place=place, remedy="Restore config.json.")

@@ -1,0 +1,59 @@
+"""Macro AUROC with intervals that keep rare labels."""
+
+import numpy as np
+import pytest
+
+from tsfm.errors import InputError
+from tsfm.evaluation.discrimination import auroc
+from tsfm.evaluation.label_bootstrap import (
+    macro_auroc,
+    macro_auroc_interval,
+    paired_macro_difference,
+)
+
+
+def _case(n=200, labels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    y = (rng.random((n, labels)) < [0.5, 0.2, 0.02][:labels]).astype(int)
+    y[0], y[1] = 1, 0
+    return y, np.round(y + rng.normal(0, 1.5, y.shape), 1)  # rounded: ties
+
+
+def test_it_is_the_mean_of_the_labels_own_auroc():
+    y, p = _case()
+    expected = np.mean([auroc(y[:, j], p[:, j]) for j in range(3)])
+    assert macro_auroc(y, p) == pytest.approx(expected)
+
+
+def test_a_label_of_one_kind_is_left_out():
+    y, p = _case(labels=2)
+    more = np.column_stack([y, np.zeros(len(y), int)])
+    assert macro_auroc(more, np.column_stack([p, p[:, 0]])) == pytest.approx(macro_auroc(y, p))
+
+
+def test_the_interval_holds_the_point_although_a_label_is_rare():
+    y, p = _case()
+    found = macro_auroc_interval(y, p, n_resamples=400)
+    assert found.low < found.value < found.high
+    assert found.n_used == 400
+
+
+def test_a_model_against_itself_differs_by_nothing():
+    y, p = _case()
+    found = paired_macro_difference(y, p, p)
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+def test_a_better_model_is_better_with_certainty():
+    y, p = _case()
+    found = paired_macro_difference(y, y + 0.1 * p, p)
+    assert found.low > 0
+
+
+def test_scores_that_are_not_finite_are_refused():
+    y, p = _case()
+    p[3, 1] = np.nan
+    with pytest.raises(InputError):
+        macro_auroc(y, p)
+    with pytest.raises(InputError, match="both kinds"):
+        macro_auroc(np.zeros((5, 2)), np.zeros((5, 2)))

@@ -1,0 +1,55 @@
+"""Model directories of encoders: what was saved is loaded, and nothing else."""
+
+import json
+
+import pytest
+import torch
+
+from tsfm.errors import IntegrityError, ModelMismatch
+from tsfm.models.biosignal_encoder import BiosignalConfig, BiosignalEncoder
+from tsfm.models.signal_checkpoint import load_encoder, save_encoder
+
+SMALL = BiosignalConfig(
+    d_model=8, n_layers=1, d_state=2, n_filters=2, stem_width=4, n_summary=1, d_embedding=4
+)
+
+
+def _saved(folder):
+    encoder = BiosignalEncoder(SMALL).eval()
+    save_encoder(folder, encoder, facts={"records": 3}, card="# An encoder\n")
+    return encoder
+
+
+def test_it_comes_back_as_it_was(tmp_path):
+    encoder = _saved(tmp_path / "m")
+    signal = torch.randn(2, 1, 200)
+    with torch.no_grad():
+        a = encoder(signal, fs_hz=100, leads=("II",)).embedding
+        b = load_encoder(tmp_path / "m")(signal, fs_hz=100, leads=("II",)).embedding
+    assert torch.equal(a, b)
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    _saved(tmp_path / "m")
+    (tmp_path / "m" / "README.md").write_text("# Another\n")
+    with pytest.raises(IntegrityError):
+        load_encoder(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "change", [{"d_model": 10**9}, {"d_modell": 8}, {"scan": 3}, {"d_model": "8"}]
+)
+def test_a_forged_configuration_asks_for_no_memory(tmp_path, change):
+    from hashlib import sha256
+
+    _saved(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    stored = json.loads(path.read_text())
+    stored["model"] |= change
+    path.write_text(json.dumps(stored))
+    manifest = tmp_path / "m" / "manifest.json"
+    digests = json.loads(manifest.read_text())
+    digests["config.json"] = sha256(path.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(digests))
+    with pytest.raises(ModelMismatch):
+        load_encoder(tmp_path / "m")

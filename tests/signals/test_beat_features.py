@@ -1,0 +1,71 @@
+"""Features of beats: relative to the patient, and blind to gain."""
+
+import numpy as np
+import pytest
+
+from tsfm.errors import InputError
+from tsfm.signals.beat_features import read_beats
+from tsfm.simulation.waveforms import simulate_beats, simulate_ecg
+
+
+def _record(fs_hz=360.0, seed=0, **kind):
+    rng = np.random.default_rng(seed)
+    beats = simulate_beats(rng, duration_s=120.0, heart_rate_bpm=70.0, **kind)
+    leads = simulate_ecg(rng, fs_hz=fs_hz, duration_s=120.0, beats=beats)
+    at = np.rint(beats.times_s * fs_hz).astype(int)
+    keep = (at >= 0) & (at < round(120 * fs_hz))
+    return np.stack(list(leads.values())), at[keep], beats.ectopic[keep]
+
+
+def _features(**kind):
+    signal, at, _ = _record(**kind)
+    return read_beats(signal, at, fs_hz=360.0)
+
+
+def _column(found, name):
+    return found.values[:, found.names.index(name)]
+
+
+def test_a_ventricular_beat_is_early_wide_and_unlike_the_others():
+    signal, at, ectopic = _record(ectopic_fraction=0.1)
+    found = read_beats(signal, at, fs_hz=360.0)
+    for name, larger in (("qrs_like", False), ("qrs_width", True), ("before_base", False)):
+        values = _column(found, name)
+        high, low = (ectopic, ~ectopic) if larger else (~ectopic, ectopic)
+        assert np.median(values[high]) > np.median(values[low]), name
+
+
+def test_fibrillation_is_irregular_and_single_early_beats_are_not():
+    sinus = _features(ectopic_fraction=0.1)
+    atrial = _features(atrial_fibrillation=True)
+    assert np.median(_column(atrial, "irregular")) > 0.12
+    assert np.quantile(_column(sinus, "irregular"), 0.9) < 0.12
+
+
+def test_gain_does_not_matter():
+    signal, at, _ = _record()
+    one = read_beats(signal, at, fs_hz=360.0)
+    other = read_beats(250.0 * signal, at, fs_hz=360.0)
+    np.testing.assert_allclose(one.values, other.values, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(one.windows, other.windows, rtol=2e-3, atol=2e-3)
+
+
+def test_a_run_of_early_beats_stays_early_against_the_rhythm_before_it():
+    signal, _, _ = _record()
+    rr = np.concatenate([np.full(40, 0.8), np.full(20, 0.4), np.full(40, 0.8)])
+    at = np.rint(np.cumsum(rr) * 360).astype(int)
+    before = _column(read_beats(signal, at, fs_hz=360.0), "before_base")
+    np.testing.assert_allclose(before[42:58], 0.5, atol=0.05)
+    np.testing.assert_allclose(before[70:], 1.0, atol=0.05)
+
+
+def test_one_lead_gives_the_same_names():
+    signal, at, _ = _record()
+    one = read_beats(signal[:1], at, fs_hz=360.0)
+    assert one.names == read_beats(signal, at, fs_hz=360.0).names
+    assert one.windows.shape[:2] == (len(at), 2)
+
+
+def test_peaks_out_of_order_are_refused():
+    with pytest.raises(InputError):
+        read_beats(np.zeros(1000), [500, 100], fs_hz=360.0)

@@ -1,0 +1,53 @@
+"""Features of the rhythm tell rhythms apart, whatever gain and rate."""
+
+import numpy as np
+import pytest
+
+from tsfm.errors import InputError
+from tsfm.signals.rhythm_features import interval_features, rhythm_features
+from tsfm.simulation.waveforms import simulate_ecg
+
+
+def _lead(seed=0, **kind):
+    rng = np.random.default_rng(seed)
+    settings = {"fs_hz": 300.0, "duration_s": 30.0, "heart_rate_bpm": 75.0, "leads": ("I",)}
+    return simulate_ecg(rng, **{**settings, **kind})["I"]
+
+
+def test_fibrillation_is_irregular_and_has_no_p_wave():
+    sinus = rhythm_features(_lead(), fs_hz=300.0)
+    atrial = rhythm_features(_lead(atrial_fibrillation=True), fs_hz=300.0)
+    assert atrial["rmssd_relative"] > 3 * sinus["rmssd_relative"]
+    assert atrial["cosen"] > sinus["cosen"]
+    assert atrial["p_likeness"] < sinus["p_likeness"]
+    assert set(atrial) == set(sinus)
+
+
+def test_gain_changes_nothing():
+    one = rhythm_features(_lead(), fs_hz=300.0)
+    other = rhythm_features(1000 * _lead(), fs_hz=300.0)
+    assert all(one[k] == pytest.approx(other[k], rel=1e-3, abs=1e-6) for k in one)
+
+
+def test_equal_intervals_have_no_spread():
+    found = interval_features(np.full(20, 0.8))
+    assert found["rr_median"] == pytest.approx(0.8)
+    assert found["rmssd"] == pytest.approx(0)
+    assert found["regular_run"] == 1
+
+
+def test_early_beats_are_counted():
+    rr = np.tile([0.8, 0.8, 0.8, 0.5, 1.1], 6)
+    found = interval_features(rr)
+    assert found["early"] == pytest.approx(0.2)
+    assert found["early_then_late"] == pytest.approx(6 / 29)
+
+
+def test_a_record_of_nothing_but_noise_has_all_features():
+    noise = np.random.default_rng(0).standard_normal(3000)
+    assert set(rhythm_features(noise, fs_hz=300.0)) == set(rhythm_features(_lead(), fs_hz=300.0))
+
+
+def test_too_short_a_record_is_refused():
+    with pytest.raises(InputError):
+        rhythm_features(np.zeros(100), fs_hz=300.0)
