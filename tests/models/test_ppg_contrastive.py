@@ -59,7 +59,8 @@ def loss_by_hand(
 
 def pairs(n: int = 7, width: int = 5) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(2, n, width, generator=generator, dtype=torch.float64))
+    first, second = torch.randn(2, n, width, generator=generator, dtype=torch.float64)
+    return first, second
 
 
 @pytest.mark.parametrize("owners", [[0, 1, 2, 3, 4, 5, 6], [0, 0, 1, 2, 2, 2, 3], [0] * 7])
