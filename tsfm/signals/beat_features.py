@@ -31,6 +31,7 @@ _QRS_S, _WIDE_S, _T_S = (-0.09, 0.11), (-0.14, 0.20), (0.14, 0.38)
 _P_S, _LEVEL_S = (-0.25, -0.07), (-0.28, -0.10)
 _EARLY, _NEW_RHYTHM_S = 0.87, 40.0
 _OF_NEIGHBOURS = ("before_base", "qrs_like", "width_ratio", "size", "p_like", "area_size")
+_OF_ALIKE, _ALIKE = ("before_base", "after_base", "before_after", "before_high"), 0.8
 _OF_SECOND = (
     "qrs_like", "whole_like", "previous_like", "qrs_distance", "t_like", "size", "area_size",
     "qrs_width", "width_ratio", "share_fast", "p_like", "p_distance", "p_bump", "unusual_around",
@@ -108,6 +109,7 @@ def read_beats(ecg: npt.ArrayLike, r_peaks: npt.ArrayLike, *, fs_hz: float) -> B
             found = dict.fromkeys(columns, np.full(len(at), np.nan))
             found |= dict.fromkeys(_OF_SECOND, np.full(len(at), np.nan))
         columns |= found if i == 0 else {f"second_{name}": found[name] for name in _OF_SECOND}
+    columns |= _alike(windows, columns)
     for name in _OF_NEIGHBOURS:
         columns |= {f"previous_{name}": _shift(columns[name], -1)}
         columns |= {f"next_{name}": _shift(columns[name], 1)}
@@ -250,6 +252,45 @@ def _p_wave(own: Signal, usual: Signal) -> dict[str, Signal]:
         "p_around_size": np.ptp(around, axis=1),
         "p_alike_around": _mean_around(_likeness(own, around)),
     }
+
+
+def _alike(windows: Signal, columns: dict[str, Signal]) -> dict[str, Signal]:
+    """What the beats of the same shape usually do, over the whole record.
+
+    A shape that is early as a rule and followed by pauses is ventricular; another shape that comes
+    in time is a bundle branch block. The same for the P wave of the first lead.
+    """
+    offsets = np.arange(windows.shape[2]) - round(BEFORE_S * WINDOW_HZ)
+    qrs, p = _part(offsets, _QRS_S), _part(offsets, _P_S)
+    line = np.linspace(0, 1, int(p.sum()))
+    wave = windows[:, 0, p]
+    wave = wave - wave[:, :1] * (1 - line) - wave[:, -1:] * line
+    told = np.stack([np.minimum(columns[name], 3.0) for name in _OF_ALIKE], 1).astype(np.float32)
+    told = np.concatenate([told, (told[:, :1] < 0.88).astype(np.float32)], 1)
+    found = {}
+    for kind, shape in (("qrs", windows[:, :, qrs].reshape(len(windows), -1)), ("p", wave)):
+        mean, share = _over_alike(shape.astype(np.float32), told)
+        found[f"{kind}_alike"] = share
+        for i, name in enumerate((*_OF_ALIKE, "early")):
+            found[f"{kind}_alike_{name}"] = mean[:, i]
+    return found
+
+
+def _over_alike(
+    shapes: npt.NDArray[np.float32], told: npt.NDArray[np.float32]
+) -> tuple[Signal, Signal]:
+    """Means of `told` over beats of the same shape, and their share of all beats."""
+    power = (shapes**2).sum(1)
+    means, share = np.empty_like(told), np.empty(len(told), np.float32)
+    for start in range(0, len(shapes), 512):
+        rows = slice(start, start + 512)
+        both = power[rows, None] + power[None] + np.float32(1e-6)
+        like = 2 * shapes[rows] @ shapes.T / both  # 1 for equal ones, amplitude counted
+        weight = np.clip((like - _ALIKE) / (1 - _ALIKE), 0, 1) ** 2 + np.float32(1e-6)
+        total = weight.sum(1, keepdims=True)
+        means[rows] = weight @ told / total
+        share[rows] = (like > 0.5 * (1 + _ALIKE)).mean(1)
+    return means.astype(np.float64), share.astype(np.float64)
 
 
 def _part(offsets: npt.NDArray[np.int64], bounds_s: tuple[float, float]) -> npt.NDArray[np.bool_]:

@@ -2,21 +2,25 @@
 
 The lead is thinned to some hundred points a second and passed through 6-20 Hz both ways, where QRS
 complexes stand out (Pan and Tompkins 1985 chose the like); the root of its power over 0.12 s is the
-envelope. Its peaks are candidates, measured against the usual peak of the neighbourhood, the median
-of some blocks before and behind. Those that reach a share of it are beats; where the rhythm leaves
-one out, a weaker candidate in the gap is taken (search back). A weak peak close to a much stronger
-one is a P or T wave. Where the envelope hardly falls between its peaks nothing is a beat: that is
-ventricular fibrillation or noise. At last each beat is put on the largest deflection of the lead
-around it, in the direction that most beats around have, unless the other is much larger.
+envelope. For seconds in which much lies between its peaks, and less of it in 12-30 Hz, as where an
+electrode moves, that band is read instead. The envelope's peaks are candidates, measured against
+the usual peak of the neighbourhood, the median of some blocks before and behind. Those that reach a
+share of it are beats; where the rhythm leaves one out, a weaker candidate in the gap is taken
+(search back). A weak peak close to a stronger one is a P or T wave. Where the power, over 0.05 s,
+hardly falls between its peaks nothing is a beat: that is ventricular fibrillation or noise. At last
+each beat is put on the largest deflection of the lead around it, in the direction that most beats
+around have, unless the other is much larger.
 
 Nothing is fitted to gains or units, so there is no threshold in millivolts. A gap costs the beats
-in it. A record is read in blocks, so a week needs no more memory than half an hour beyond itself.
-The detector looks ahead: it is for records, and for streams that may lag by some seconds.
+in it, and one of a few samples nothing. A record is read in blocks, so a week needs no more memory
+than half an hour beyond itself. The detector looks ahead: it is for records, and for streams that
+may lag by some seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +37,7 @@ _POINTS_HZ = 110.0  # least rate after thinning
 _BAND_HZ = (6.0, 20.0)
 _HIGHER_BAND_HZ = (12.0, 30.0)
 _NOISY_S, _NOISY, _QUIETER = 8.0, 0.18, 0.8  # when the higher band is read
-_POWER_S = 0.12
+_POWER_S, _QUICK_S = 0.12, 0.05
 _APART_S = 0.12  # least distance of candidates
 _BLOCK_S, _BLOCKS = 1.5, 5  # the usual peak: median over so many blocks on either side
 _FLOOR = 0.15  # of the record's usual peak: a stretch far below it has no beats
@@ -42,7 +46,7 @@ _LEFT_OUT = 1.6  # of the usual interval: a longer one is searched
 _CLOSE_S, _MUCH_WEAKER = 0.30, 0.8
 _T_WAVE_S, _T_SLOPE, _NEAR_S = 0.36, 0.5, 0.06
 _EVERY = 3  # points: an envelope is smooth, and every third tells how it is spread
-_CHAOS_S, _CHAOS = 4.0, 0.40  # median of the envelope, as a share of its top
+_CHAOS_S, _CHAOS, _VALLEYS = 4.0, 0.18, 0.2  # the lowest fifth of `quick`, against its top
 _REACH_S = 0.07  # from the envelope's peak to the R peak
 _BASELINE_S, _SMOOTH_S = 0.17, 0.015
 _AGAINST = 1.5  # how much larger a deflection against the usual direction must be
@@ -112,19 +116,14 @@ def _in_part(lead: Signal, fs_hz: float) -> Samples:
     there = np.isfinite(lead)
     whole = lead if there.all() else _bridged(lead, there, round(_BRIDGE_S * fs_hz))
     runs = _runs(np.isfinite(whole), round(_SHORTEST_S * fs_hz))
-    envelopes, speeds, offsets = [], [], []
-    for start, stop in runs:
-        envelope, speed = _envelope(whole[start:stop], step, points_hz)
-        envelopes.append(envelope)
-        speeds.append(speed)
-        offsets.append(start)
-    if not envelopes:
+    read = [_read_bands(whole[start:stop], step, points_hz) for start, stop in runs]
+    if not read:
         return np.zeros(0, np.int64)
-    usual = _usual_peaks(envelopes, points_hz)
+    usual = _usual_peaks([bands.envelope for bands in read], points_hz)
     found = []
-    for envelope, speed, offset, level in zip(envelopes, speeds, offsets, usual, strict=True):
-        at = _beats_of_run(envelope, speed, level, points_hz)
-        found.append(offset + np.rint((at + 0.5) * step - 0.5).astype(np.int64))
+    for (start, _), bands, level in zip(runs, read, usual, strict=True):
+        at = _beats_of_run(bands, level, points_hz)
+        found.append(start + np.rint((at + 0.5) * step - 0.5).astype(np.int64))
     peaks = np.concatenate(found)
     peaks = beat_kernels.place(
         lead, peaks, reach=max(1, round(_REACH_S * fs_hz)),
@@ -135,58 +134,62 @@ def _in_part(lead: Signal, fs_hz: float) -> Samples:
     return peaks[np.diff(peaks, prepend=-apart - 1) > apart]
 
 
-def _envelope(lead: Signal, step: int, hz: float) -> tuple[Signal, Signal]:
-    """Root of the power around each point, and how fast the filtered lead moves there.
+class _Bands(NamedTuple):
+    """What is read of a run: (n_points,) each."""
 
-    Where much lies between the peaks and less of it in the higher band, the higher band is read.
-    """
-    envelope, speed = _in_band(lead, _BAND_HZ, step, hz)
-    between, top = _between_and_top(envelope, _NOISY_S * hz)
+    envelope: Signal  # root of the power over `_POWER_S`
+    quick: Signal  # the same over `_QUICK_S`
+    speed: Signal  # of the filtered lead
+
+
+def _read_bands(lead: Signal, step: int, hz: float) -> _Bands:
+    """Where much lies between the peaks and less of it in the higher band, that one is read."""
+    usual = _in_band(lead, _BAND_HZ, step, hz)
+    between, top = _between_and_top(usual.envelope, _NOISY_S * hz, 0.5)
     noisy = between > _NOISY * top
     if not noisy.any():
-        return envelope, speed
-    higher, faster = _in_band(lead, _HIGHER_BAND_HZ, step, hz)
-    other_between, other_top = _between_and_top(higher, _NOISY_S * hz)
+        return usual
+    higher = _in_band(lead, _HIGHER_BAND_HZ, step, hz)
+    other_between, other_top = _between_and_top(higher.envelope, _NOISY_S * hz, 0.5)
     scale = top / np.maximum(other_top, np.finfo(np.float64).tiny)
     share = np.where(noisy & (scale * other_between < _QUIETER * between), 1.0, 0.0)
-    middle = (np.arange(len(share)) + 0.5) * len(envelope) / len(share)
-    points = np.arange(len(envelope))
+    middle = (np.arange(len(share)) + 0.5) * len(usual.envelope) / len(share)
+    points = np.arange(len(usual.envelope))
     share, scale = np.interp(points, middle, share), np.interp(points, middle, scale)
-    return (
-        envelope + share * (scale * higher - envelope),
-        speed + share * (scale * faster - speed),
-    )
+    return _Bands(*(a + share * (scale * b - a) for a, b in zip(usual, higher, strict=True)))
 
 
-def _in_band(
-    lead: Signal, band_hz: tuple[float, float], step: int, hz: float
-) -> tuple[Signal, Signal]:
+def _in_band(lead: Signal, band_hz: tuple[float, float], step: int, hz: float) -> _Bands:
     low_hz, high_hz = band_hz
     edges_hz = (low_hz, min(high_hz, 0.45 * hz))
     sos = np.asarray(butter(2, edges_hz, "bandpass", fs=hz, output="sos"), np.float64)
     band = beat_kernels.band_pass_thinned(lead, sos, step)
-    power = uniform_filter1d(band * band, _odd(_POWER_S * hz))
-    speed = np.abs(np.gradient(band)) if len(band) > 1 else band
-    return np.sqrt(np.maximum(power, 0.0)), speed
+    power = band * band
+    envelope, quick = (
+        np.sqrt(np.maximum(uniform_filter1d(power, _odd(s * hz)), 0.0))
+        for s in (_POWER_S, _QUICK_S)
+    )
+    return _Bands(envelope, quick, np.abs(np.gradient(band)) if len(band) > 1 else band)
 
 
-def _between_and_top(envelope: Signal, block: float) -> tuple[Signal, Signal]:
-    """Median and height of the peaks of an envelope, block by block."""
+def _between_and_top(envelope: Signal, block: float, share: float) -> tuple[Signal, Signal]:
+    """What a share of an envelope stays below, and the height of its peaks, block by block."""
     n = max(1, round(len(envelope) / block))
     size = len(envelope) // n
     some = envelope[: n * size].reshape(n, size)[:, ::_EVERY]
-    middle, high = some.shape[1] // 2, int(0.98 * (some.shape[1] - 1))
-    parts = np.partition(some, (middle, high), axis=1)
-    return parts[:, middle], parts[:, high]
+    low, high = (int(x * (some.shape[1] - 1)) for x in (share, 0.98))
+    parts = np.partition(some, (low, high), axis=1)
+    return parts[:, low], parts[:, high]
 
 
-def _beats_of_run(envelope: Signal, speed: Signal, level: Signal, hz: float) -> Samples:
+def _beats_of_run(bands: _Bands, level: Signal, hz: float) -> Samples:
     """Points of a run's envelope at which a beat is."""
+    envelope, speed = bands.envelope, bands.speed
     reach = max(1, round(_APART_S * hz))
     top = maximum_filter1d(envelope, 2 * reach + 1)
     at = np.flatnonzero((envelope == top) & (envelope > 0))
     at = at[np.diff(at, prepend=-reach - 1) > reach]
-    at = at[~_chaos(envelope, hz)[at]]
+    at = at[~_chaos(bands.quick, hz)[at]]
     height = envelope[at] / level[at]
     beats = beat_kernels.drop_weak_neighbours(
         at[height >= _BEAT], envelope, round(_CLOSE_S * hz), _MUCH_WEAKER
@@ -227,7 +230,7 @@ def _chaos(envelope: Signal, hz: float) -> npt.NDArray[np.bool_]:
     """Where the envelope hardly falls between its peaks, for some seconds."""
     if len(envelope) < _CHAOS_S * hz / 2:
         return np.zeros(len(envelope), np.bool_)
-    between, top = _between_and_top(envelope, _CHAOS_S * hz)
+    between, top = _between_and_top(envelope, _CHAOS_S * hz, _VALLEYS)
     flags = np.repeat(between > _CHAOS * top, len(envelope) // len(top))
     return np.pad(flags, (0, len(envelope) - len(flags)), mode="edge")
 
