@@ -34,7 +34,7 @@ DEFAULT = Path(os.environ.get("TSFM_DATA", "../shared/data")) / "wfdb" / "cinc20
 N_FOLDS, N_REPEATS = 5, 3
 CROP_S, PEER_HZ = 9.0, 100.0
 SNR_DB = (24, 12, 6, 0, -6)
-OURS = ("trees", "vectors", "lightgbm")
+OURS = ("trees", "svm", "lightgbm")
 
 
 def features(data: Cinc2017) -> NDArray[np.float64]:
@@ -57,12 +57,12 @@ def fitted(name: str, x: NDArray, y: NDArray, seed: int):
             fill,
             ExtraTreesClassifier(500, min_samples_leaf=2, max_features=0.3, random_state=seed),
         )
-    elif name == "vectors":
+    elif name == "svm":
         scale = QuantileTransformer(
             output_distribution="normal", n_quantiles=min(100, len(x)), random_state=seed
         )
-        vectors = CalibratedClassifierCV(SVC(C=2.0, gamma=0.004), ensemble=False, cv=5)
-        model = make_pipeline(fill, scale, vectors)
+        svm = CalibratedClassifierCV(SVC(C=2.0, gamma=0.004), ensemble=False, cv=5)
+        model = make_pipeline(fill, scale, svm)
     else:
         model = LGBMClassifier(
             n_estimators=120, num_leaves=6, learning_rate=0.05, min_child_samples=8,

@@ -25,7 +25,7 @@ import torch
 from ecg_peers import fit_predict
 from measure import machine_line
 from numpy.typing import NDArray
-from ptbxl_records import SUPERCLASSES, PtbXl, made_up, read_ptbxl
+from ptbxl_records import FS_HZ, SUPERCLASSES, PtbXl, made_up, read_ptbxl
 
 from tsfm.evaluation.evaluation_ledger import EvaluationLedger
 from tsfm.evaluation.label_bootstrap import (
@@ -34,12 +34,10 @@ from tsfm.evaluation.label_bootstrap import (
     paired_macro_difference,
 )
 from tsfm.models.biosignal_encoder import BiosignalConfig, BiosignalEncoder
-from tsfm.signals.ecg_measurements import measure_ecg
 from tsfm.signals.store import STANDARD_LEADS
 from tsfm.training.signal_classifier import SignalTraining, fit_signal_classifier
 
 DEFAULT = Path(os.environ.get("TSFM_DATA", "../shared/data")) / "wfdb" / "ptb-xl"
-FS_HZ = 100.0
 N_FOLDS = 5
 TRAINING = SignalTraining(epochs=30)
 QUICK = SignalTraining(epochs=1)
@@ -54,12 +52,6 @@ def logit(p: NDArray) -> NDArray:
     return np.log(p / (1 - p))
 
 
-def measurements(data: PtbXl) -> NDArray[np.float64]:
-    """Hand-made features of every record, with age and sex."""
-    rows = [list(measure_ecg(x, fs_hz=FS_HZ).values()) for x in data.signal_mv]
-    return np.column_stack([np.array(rows), data.age, data.sex])
-
-
 def clean(data: PtbXl) -> torch.Tensor:
     """(record, lead, sample) for the networks: less each lead's median, spikes cut at 5 mV."""
     x = torch.from_numpy(data.signal_mv)
@@ -70,7 +62,7 @@ def boosting(train: PtbXl, test: PtbXl) -> NDArray[np.float64]:
     """One LightGBM a superclass on the measurements, three seeds."""
     import lightgbm
 
-    x, x_test = measurements(train), measurements(test)
+    x, x_test = train.measured, test.measured
     found = np.zeros((len(test), len(SUPERCLASSES)))
     for j in range(len(SUPERCLASSES)):
         for seed in range(3):
@@ -89,8 +81,8 @@ def trees(train: PtbXl, test: PtbXl) -> NDArray[np.float64]:
     from sklearn.impute import SimpleImputer
 
     fill = SimpleImputer(strategy="median", keep_empty_features=True)
-    x = fill.fit_transform(measurements(train))
-    x_test = fill.transform(measurements(test))
+    x = fill.fit_transform(train.measured)
+    x_test = fill.transform(test.measured)
     found = np.zeros((len(test), len(SUPERCLASSES)))
     for j in range(len(SUPERCLASSES)):
         model = ExtraTreesClassifier(
@@ -137,6 +129,7 @@ def models(arguments: argparse.Namespace) -> dict[str, Predict]:
     epochs = 1 if arguments.quick else None
     chosen: dict[str, Predict] = {"lightgbm": boosting, "trees": trees}
     chosen["encoder"] = encoder(training, arguments.seeds, "selective")
+    chosen["encoder, time-invariant"] = encoder(training, arguments.seeds, "lti")
     for kind in PEERS[1:]:
         if not arguments.quick or kind == "resnet":
             chosen[kind] = peer(kind, epochs, 1)

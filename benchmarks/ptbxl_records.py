@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tsfm.signals.ecg_measurements import measure_ecg
 from tsfm.signals.store import STANDARD_LEADS, canonical_lead
 
+FS_HZ = 100.0
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
 
 
@@ -27,6 +29,7 @@ class PtbXl:
         sex: 1 or 0 as published.
         signal_mv: (record, lead, sample) at 100 Hz, leads as in `STANDARD_LEADS`.
         label: (record, superclass) 1 or 0; several may hold.
+        measured: (record, feature) what a cardiograph measures, with age and sex.
     """
 
     ecg_id: NDArray[np.int64]
@@ -36,6 +39,7 @@ class PtbXl:
     sex: NDArray[np.float64]
     signal_mv: NDArray[np.float32]
     label: NDArray[np.int64]
+    measured: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.ecg_id)
@@ -69,15 +73,26 @@ def read_ptbxl(folder: Path) -> PtbXl:
         names = [canonical_lead(name) for name in record.sig_name]
         signals.append(record.p_signal.T[[names.index(lead) for lead in STANDARD_LEADS]])
     age = np.array([float(row["age"] or "nan") for row in rows])
+    age, sex = np.where(age > 120, 90.0, age), np.array([float(row["sex"]) for row in rows])
+    signal_mv = np.stack(signals).astype(np.float32)
     return PtbXl(
         ecg_id=np.array([int(row["ecg_id"]) for row in rows]),
         patient=np.array([int(float(row["patient_id"])) for row in rows]),
         fold=np.array([int(row["strat_fold"]) for row in rows]),
-        age=np.where(age > 120, 90.0, age),
-        sex=np.array([float(row["sex"]) for row in rows]),
-        signal_mv=np.stack(signals).astype(np.float32),
+        age=age,
+        sex=sex,
+        signal_mv=signal_mv,
         label=label,
+        measured=measurements(signal_mv, age, sex),
     )
+
+
+def measurements(
+    signal_mv: NDArray[np.float32], age: NDArray[np.float64], sex: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Hand-made features of every record, with age and sex."""
+    rows = [list(measure_ecg(x, fs_hz=FS_HZ).values()) for x in signal_mv]
+    return np.column_stack([np.array(rows), age, sex])
 
 
 def made_up(n: int, *, seed: int) -> PtbXl:
@@ -94,13 +109,11 @@ def made_up(n: int, *, seed: int) -> PtbXl:
     ]  # fmt: skip
     label = (rng.random((n, len(SUPERCLASSES))) < 0.4).astype(np.int64)
     label[0], label[1] = 0, 1
+    signal_mv = np.stack([np.stack([row[lead] for lead in STANDARD_LEADS]) for row in rows])
+    signal_mv, age = signal_mv.astype(np.float32), rng.uniform(20, 90, n)
+    sex = rng.integers(0, 2, n).astype(float)
+    name = np.arange(n) + 1000 * seed
     return PtbXl(
-        ecg_id=np.arange(n) + 1000 * seed,
-        patient=np.arange(n) + 1000 * seed,
-        fold=np.arange(n) % 9 + 1,
-        age=rng.uniform(20, 90, n),
-        sex=rng.integers(0, 2, n).astype(float),
-        signal_mv=np.stack([np.stack([row[lead] for lead in STANDARD_LEADS]) for row in rows])
-        .astype(np.float32),
-        label=label,
+        ecg_id=name, patient=name, fold=np.arange(n) % 9 + 1, age=age, sex=sex,
+        signal_mv=signal_mv, label=label, measured=measurements(signal_mv, age, sex),
     )  # fmt: skip

@@ -2,8 +2,7 @@
 
 A record in physical units comes onto a grid of time (`signal_grid`), its leads become one stream
 of tokens (`signal_stem`), scan blocks read them (`signal_blocks`), and three things come out: the
-state of every token, an embedding of the record, and a few summary vectors, which is how a
-waveform enters a patient's timeline (`models.timeline`).
+state of every token, an embedding of the record, and a few summary vectors.
 
 One set of weights reads 64 to 1,000 Hz, any subset of the named leads in any order, and records of
 any length. Amplitudes are kept: nothing divides a record by its own deviation, and the size of
@@ -287,8 +286,3 @@ def check_signal(signal: Tensor, leads: Sequence[str]) -> None:
             code="bad_signal_shape", place="signal",
             remedy="Give (batch, leads, samples), a name for each lead and at least one sample.",
         )  # fmt: skip
-
-
-def n_parameters(model: nn.Module) -> int:
-    """Trainable numbers of a network."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

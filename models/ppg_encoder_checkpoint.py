@@ -8,7 +8,6 @@ never are. Sizes are checked before a network is built.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,25 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tsfm import __version__
 from tsfm.errors import ModelMismatch
-from tsfm.models.checkpoint import (
-    FORMAT_VERSION,
-    check_keys,
-    find_model,
-    load_weights,
-    verify_directory,
-    writing_directory,
-)
+from tsfm.models.checkpoint import find_model, load_weights
 from tsfm.models.efficientnet1d import EfficientNet1d, EfficientNet1dConfig, standardise
+from tsfm.models.signal_checkpoint import read_signal_directory, read_sizes, save_signal_model
 
 PPG_ENCODER_TYPE = "ppg-encoder"
-_KEYS = {
-    "format_version", "tsfm_version", "model_type", "model", "segments", "facts",
-}  # fmt: skip
 _LIMITS = (
     "Trained on few people: it knows the shapes that it has seen, and no claim about health is made"
     " for it.",
@@ -129,26 +118,11 @@ def save_ppg_encoder(
     Raises:
         InputError: The folder is not empty, or is a file.
     """
-    config = {
-        "format_version": FORMAT_VERSION,
-        "tsfm_version": __version__,
-        "model_type": PPG_ENCODER_TYPE,
-        "model": asdict(encoder.config),
-        "segments": asdict(segments),
-        "facts": dict(facts or {}),
-    }
-    weights = {
-        name: (
-            tensor.half() if half and tensor.dim() > 1 and tensor.is_floating_point() else tensor
-        ).detach().cpu().contiguous()
-        for name, tensor in encoder.state_dict().items()
-    }  # fmt: skip
-    with writing_directory(path) as folder:
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(weights, folder / "model.safetensors")
-        card = ppg_encoder_card(encoder, segments=segments, facts=facts, half=half)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-    return verify_directory(Path(path))
+    card = ppg_encoder_card(encoder, segments=segments, facts=facts, half=half)
+    return save_signal_model(
+        path, PPG_ENCODER_TYPE, encoder, encoder.config, facts=facts or {}, card=card, half=half,
+        segments=asdict(segments),
+    )  # fmt: skip
 
 
 def load_ppg_encoder(path_or_name: str | Path) -> PpgEncoderDirectory:
@@ -160,27 +134,13 @@ def load_ppg_encoder(path_or_name: str | Path) -> PpgEncoderDirectory:
         ModelMismatch: Its parts do not belong together.
     """
     folder = find_model(path_or_name)
-    digest = verify_directory(folder)
+    stored, digest = read_signal_directory(folder, PPG_ENCODER_TYPE, "segments")
     place = str(folder)
-    stored = _read_config(folder / "config.json", place)
-    try:
-        check_keys(stored["model"], EfficientNet1dConfig, place)
-        check_keys(stored["segments"], SegmentSpec, place)
-        if any(type(n) is not int for n in stored["model"].values()):
-            raise TypeError("sizes")
-        config = EfficientNet1dConfig(**stored["model"])
-        segments = SegmentSpec(**stored["segments"])
-        facts = dict(stored["facts"])
-        if not all(isinstance(x, str | int | float | None) for x in facts.values()):
-            raise TypeError("facts")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, ModelMismatch):
-            raise
-        raise _bad_config("keys are missing or of wrong types", place) from error
-    encoder = EfficientNet1d(config)
+    sizes = read_sizes(stored["model"], EfficientNet1dConfig(1, 1), place, complete=True)
+    segments = read_sizes(stored["segments"], SegmentSpec(1.0, 1.0), place, complete=True)
+    encoder = EfficientNet1d(sizes)
     load_weights(encoder, folder / "model.safetensors")
-    encoder.eval()
-    return PpgEncoderDirectory(encoder, segments, facts, digest)
+    return PpgEncoderDirectory(encoder.eval(), segments, stored["facts"], digest)
 
 
 def ppg_encoder_card(
@@ -212,24 +172,3 @@ def ppg_encoder_card(
             "", "## Limits", "", *(f"- {limit}" for limit in _LIMITS), "",
         ]
     )  # fmt: skip
-
-
-def _read_config(path: Path, place: str) -> dict[str, Any]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(stored, dict):
-            raise TypeError("no object")
-    except (OSError, ValueError, TypeError) as error:
-        raise _bad_config("config.json is no JSON object", place) from error
-    if stored.get("model_type") != PPG_ENCODER_TYPE or stored.get("format_version") != 1:
-        raise ModelMismatch(
-            "not a PPG encoder, or of an unknown format", code="unknown_model_type", place=place,
-            remedy=f"This version reads {PPG_ENCODER_TYPE}, format {FORMAT_VERSION}.",
-        )  # fmt: skip
-    if unknown := sorted(set(stored) - _KEYS):
-        raise _bad_config(f"unknown key '{unknown[0]}'", place, code="unknown_config_key")
-    return stored
-
-
-def _bad_config(message: str, place: str, *, code: str = "bad_model_config") -> ModelMismatch:
-    return ModelMismatch(message, code=code, place=place, remedy="Restore config.json.")

@@ -3,8 +3,8 @@
 A block is Mamba's (Gu and Dao 2023, figure 3) on a residual: projection, short convolution, scan,
 gate, projection. Forwards alone it can stream; with a second scan from the end, which shares the
 projections, every token has seen the whole record. The scan is `selective_scan`, or `lti_scan`,
-whose filters are the same whatever the signal: on continuous signals that is often the better one
-(the ablation is in `docs/benchmarks/ptbxl.md`).
+whose filters are the same whatever the signal; which of them serves a signal better is to be tried
+(`benchmarks/ptbxl.py` prints both).
 
 Where nothing was measured nothing enters, and a state only goes on in time.
 """

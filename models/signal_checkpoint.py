@@ -1,16 +1,14 @@
-"""The model directory of a signal model: an encoder, or a classifier of beats.
+"""The model directory of a signal model, beside that of a timeline model (`checkpoint`).
 
-It holds `config.json` (sizes and facts of the training), `model.safetensors`, `calibration.json`
-(empty: embeddings have none), `README.md` (the card) and `manifest.json`, as the directories of
-timeline models (`checkpoint`) and forecasters do. A size that no model here has is refused before
-a network is built.
+It holds `config.json` (sizes and facts of the training), `model.safetensors`, `README.md` (the
+card) and `manifest.json`. A size that no model here has is refused before a network is built.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tsfm import __version__
-from tsfm.errors import IntegrityError, ModelMismatch
+from tsfm.errors import InputError, ModelMismatch
 from tsfm.models.biosignal_encoder import BiosignalConfig, BiosignalEncoder
 from tsfm.models.checkpoint import (
     FORMAT_VERSION,
@@ -61,15 +59,15 @@ def load_encoder(path_or_name: str | Path) -> BiosignalEncoder:
         ModelMismatch: Its parts do not belong together.
     """
     folder = find_model(path_or_name)
-    config = read_signal_config(folder, ENCODER_TYPE, BiosignalConfig)
-    encoder = BiosignalEncoder(config)
+    stored, _ = read_signal_directory(folder, ENCODER_TYPE)
+    encoder = BiosignalEncoder(read_sizes(stored["model"], BiosignalConfig(), str(folder)))
     load_weights(encoder, folder / "model.safetensors")
     return encoder.eval()
 
 
 def save_signal_model(
     path: str | Path, model_type: str, model: nn.Module, config: Any, *,
-    facts: Mapping[str, Any], card: str,
+    facts: Mapping[str, Any], card: str, half: bool = False, **parts: Mapping[str, Any],
 ) -> str:  # fmt: skip
     """Write any signal model; see `save_encoder`.
 
@@ -80,71 +78,99 @@ def save_signal_model(
         config: Its configuration, a dataclass of plain values.
         facts: Plain scalars about its training.
         card: `README.md`, in Markdown.
+        half: Store matrices in float16, which halves the file.
+        parts: Further keys of `config.json`.
     """
     stored = {
         "format_version": FORMAT_VERSION,
         "tsfm_version": __version__,
         "model_type": model_type,
         "model": asdict(config),
+        **parts,
         "facts": dict(facts),
     }
-    weights = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
+    weights = {
+        name: (x.half() if half and x.dim() > 1 and x.is_floating_point() else x)
+        .detach().cpu().contiguous()
+        for name, x in model.state_dict().items()
+    }  # fmt: skip
     with writing_directory(path) as folder:
         text = json.dumps(stored, indent=2) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
         save_file(weights, folder / "model.safetensors")
-        (folder / "calibration.json").write_text("{}\n", encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
     return verify_directory(Path(path))
 
 
-def read_signal_config(folder: Path, model_type: str, kind: type[_Config]) -> _Config:
-    """Configuration of a verified model directory; an unknown key is an error.
+def read_signal_directory(folder: Path, model_type: str, *parts: str) -> tuple[dict[str, Any], str]:
+    """Contents of `config.json` of a verified model directory, and its hash.
 
     Args:
         folder: The model directory.
         model_type: What it must say it is.
-        kind: Dataclass of the configuration, whose fields all have defaults.
+        parts: Further keys that it must have.
 
     Raises:
         IntegrityError: A file differs from what was written.
-        ModelMismatch: Another type or format, unknown keys, wrong types, or an impossible size.
+        ModelMismatch: Another type or format, or keys that are unknown or missing.
     """
-    verify_directory(folder)
-    place = str(folder)
+    digest, place = verify_directory(folder), str(folder)
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise IntegrityError(
-            "config.json can't be read", code="bad_config", place=place,
-            remedy="Restore the directory from a copy.",
-        ) from error  # fmt: skip
-    if not isinstance(stored, dict) or stored.get("model_type") != model_type:
+        raise bad_signal_config("config.json is no JSON", place) from error
+    if not isinstance(stored, dict):
+        raise bad_signal_config("config.json is no JSON object", place)
+    if stored.get("model_type") != model_type or stored.get("format_version") != FORMAT_VERSION:
         raise ModelMismatch(
-            f"not a model of type {model_type}", code="unknown_model_type", place=place,
-            remedy="`tsfm.load` finds out what a directory holds.",
+            f"not a model of type {model_type}, or of an unknown format",
+            code="unknown_model_type", place=place,
+            remedy=f"This version reads format {FORMAT_VERSION}.",
         )  # fmt: skip
-    if unknown := sorted(set(stored) - _KEYS):
-        raise _bad_config(f"unknown key '{unknown[0]}'", place)
-    values = stored.get("model")
-    if stored.get("format_version") != FORMAT_VERSION or not isinstance(values, dict):
-        raise _bad_config("another format, or no configuration", place)
-    check_keys(values, kind, place)
-    usual = asdict(kind())  # type: ignore[call-overload]
+    known = _KEYS | set(parts)
+    if unknown := sorted(set(stored) - known):
+        raise bad_signal_config(f"unknown key '{unknown[0]}'", place, code="unknown_config_key")
+    missing = sorted(known - set(stored))
+    plain = all(isinstance(stored.get(name), dict) for name in ("model", "facts", *parts))
+    if missing or not plain:
+        raise bad_signal_config("keys are missing or of wrong types", place)
+    if not all(isinstance(x, str | int | float | None) for x in stored["facts"].values()):
+        raise bad_signal_config("facts are no plain values", place)
+    return stored, digest
+
+
+def read_sizes(
+    values: Mapping[str, Any], usual: _Config, place: str, *, complete: bool = False
+) -> _Config:
+    """Configuration from plain values; a missing one is the usual.
+
+    Args:
+        values: What `config.json` holds.
+        usual: A configuration whose fields say which types are allowed.
+        place: For errors.
+        complete: A missing value is an error, as that of a sampling rate must be.
+
+    Raises:
+        ModelMismatch: Unknown or missing keys, wrong types, or an impossible size.
+    """
+    check_keys(values, type(usual), place)
+    if complete and len(values) < len(fields(usual)):
+        raise bad_signal_config("keys are missing", place)
     for name, value in values.items():
-        allowed = (int, float) if type(usual[name]) is float else (type(usual[name]),)
-        if isinstance(usual[name], tuple):
-            allowed = (list,)
-        if type(value) not in allowed:
-            raise _bad_config(f"'{name}' is of the wrong type", place)
+        kind = type(getattr(usual, name))
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise bad_signal_config(f"'{name}' is of the wrong type", place)
         if type(value) in (int, float) and not 0 <= value <= _MOST:
-            raise _bad_config(f"'{name}' asks for an impossible size", place)
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return kind(**plain)
+            raise bad_signal_config(f"'{name}' asks for an impossible size", place)
+    try:
+        return type(usual)(**values)
+    except (ValueError, InputError) as error:
+        raise bad_signal_config("a size or a name that no model has", place) from error
 
 
-def _bad_config(what: str, place: str) -> ModelMismatch:
+def bad_signal_config(what: str, place: str, *, code: str = "bad_model_config") -> ModelMismatch:
+    """The error of a configuration that can't be used."""
     return ModelMismatch(
-        what, code="bad_model_config", place=place,
+        what, code=code, place=place,
         remedy="Restore config.json, or use a tsfm version that knows it.",
     )  # fmt: skip

@@ -11,7 +11,6 @@ only (`causal`), or to both sides.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 
 class StemState(NamedTuple):
-    """Inputs that each convolution has yet to use, and how many leads' points were held back."""
+    """What each convolution has yet to use, and how many points the next chunk leaves out."""
 
     held: tuple[Tensor, ...]
 
@@ -154,8 +153,3 @@ def _every_other(known: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
     left = (skip + known.shape[-1]) % 2
     kept = known[..., skip::2]
     return kept, torch.tensor(left)
-
-
-def tokens_of(n_points: int) -> int:
-    """Tokens of a whole record of so many grid points."""
-    return math.ceil(math.ceil(n_points / 2) / 2)

@@ -11,7 +11,6 @@ from tsfm.models.biosignal_encoder import (
     BiosignalConfig,
     BiosignalEncoder,
     lead_slots,
-    n_parameters,
 )
 from tsfm.models.signal_grid import grid_length, to_grid
 from tsfm.signals.store import STANDARD_LEADS
@@ -202,7 +201,7 @@ def test_it_learns_at_any_number_of_leads():
 
 
 def test_the_usual_size_is_small():
-    assert n_parameters(BiosignalEncoder()) < 4e6
+    assert sum(p.numel() for p in BiosignalEncoder().parameters()) < 4e6
 
 
 def test_names_of_leads():
@@ -231,3 +230,21 @@ def test_what_is_no_signal_is_refused(signal, arguments, code):
 def test_only_a_causal_encoder_streams():
     with pytest.raises(InputError, match="causal"):
         _encoder().stream(fs_hz=100, leads=("I",))
+
+
+def test_a_stream_says_what_it_can_not_do():
+    stream = _encoder(causal=True).stream(fs_hz=100, leads=("II",))
+    assert stream.push(torch.zeros(1, 1, 0)).shape[1] == 0
+    with pytest.raises(InputError, match="no token"):
+        stream.pooled()
+    with pytest.raises(InputError, match="without samples"):
+        stream.finish()
+    stream.push(torch.zeros(1, 1, 50))
+    stream.finish()
+    with pytest.raises(InputError, match="finished"):
+        stream.push(torch.zeros(1, 1, 50))
+
+
+def test_an_unknown_scan_is_refused():
+    with pytest.raises(InputError, match="scan"):
+        BiosignalConfig(scan="fast")

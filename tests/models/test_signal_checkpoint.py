@@ -53,3 +53,26 @@ def test_a_forged_configuration_asks_for_no_memory(tmp_path, change):
     manifest.write_text(json.dumps(digests))
     with pytest.raises(ModelMismatch):
         load_encoder(tmp_path / "m")
+
+
+def test_what_is_no_configuration_is_refused(tmp_path):
+    from hashlib import sha256
+
+    _saved(tmp_path / "m")
+    path, manifest = tmp_path / "m" / "config.json", tmp_path / "m" / "manifest.json"
+    whole = json.loads(path.read_text())
+    for text in (
+        "{",
+        "[]",
+        json.dumps(whole | {"model_type": "forecaster"}),
+        json.dumps(whole | {"more": 1}),
+        json.dumps({k: v for k, v in whole.items() if k != "facts"}),
+        json.dumps(whole | {"facts": {"a": [1]}}),
+        json.dumps(whole | {"model": whole["model"] | {"scan": "fast"}}),
+    ):
+        path.write_text(text)
+        digests = json.loads(manifest.read_text())
+        digests["config.json"] = sha256(path.read_bytes()).hexdigest()
+        manifest.write_text(json.dumps(digests))
+        with pytest.raises(ModelMismatch):
+            load_encoder(tmp_path / "m")

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from tsfm.errors import InputError
 from tsfm.evaluation.bootstrap import Interval
+from tsfm.evaluation.discrimination import auroc
 
 
 def macro_auroc(y: ArrayLike, p: ArrayLike) -> float:
@@ -27,7 +27,7 @@ def macro_auroc(y: ArrayLike, p: ArrayLike) -> float:
         InputError: Shapes differ, a score is not finite, or no label has both kinds.
     """
     truth, score = _checked(y, p)
-    return float(np.mean([_auroc(t, s) for t, s in zip(truth.T, score.T, strict=True)]))
+    return float(np.mean([auroc(t, s) for t, s in zip(truth.T, score.T, strict=True)]))
 
 
 def macro_auroc_interval(
@@ -64,12 +64,6 @@ def _checked(y: ArrayLike, p: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.
             remedy="Score records that differ in a label.",
         )  # fmt: skip
     return truth[:, both], score[:, both]
-
-
-def _auroc(truth: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
-    n = int(truth.sum())
-    ranks = rankdata(score)[truth].sum()
-    return float((ranks - n * (n + 1) / 2) / (n * (len(truth) - n)))
 
 
 def _resampled(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from tsfm.errors import InputError
 from tsfm.signals.filters import band_pass, resample
+from tsfm.signals.row_correlation import row_correlation
 
 Signal = npt.NDArray[np.float64]
 
@@ -189,7 +190,7 @@ def _shapes(lead: Signal, at: npt.NDArray[np.int64]) -> tuple[Signal, dict[str, 
     qrs, wide, p, t, level = (_part(offsets, s) for s in (_QRS_S, _WIDE_S, _P_S, _T_S, _LEVEL_S))
     if len(cut):
         cut = cut - np.median(cut[:, level], 1, keepdims=True)
-        like = _likeness(cut[:, qrs], np.median(cut, 0)[qrs])
+        like = row_correlation(cut[:, qrs], np.median(cut, 0)[qrs])
         usual = np.median(cut[like >= np.quantile(like, 0.4)], 0)
     else:
         usual = np.zeros(len(offsets))
@@ -201,15 +202,15 @@ def _shapes(lead: Signal, at: npt.NDArray[np.int64]) -> tuple[Signal, dict[str, 
     moving = fast[:, wide] > 0.2 * top[:, None]
     width = moving.shape[1] - 1 - np.argmax(moving[:, ::-1], 1) - np.argmax(moving, 1)
     usual_width = float(np.median(width)) if len(width) else 1.0
-    shifted = [_likeness(np.roll(cut, k, 1)[:, qrs], usual[qrs]) for k in range(-3, 4)]
+    shifted = [row_correlation(np.roll(cut, k, 1)[:, qrs], usual[qrs]) for k in range(-3, 4)]
     best = np.max(shifted, axis=0)
     previous = np.concatenate([cut[:1], cut[:-1]])
     columns = {
         "qrs_like": best,
-        "whole_like": _likeness(cut, usual),
-        "previous_like": _likeness(cut[:, qrs], previous[:, qrs]),
+        "whole_like": row_correlation(cut, usual),
+        "previous_like": row_correlation(cut[:, qrs], previous[:, qrs]),
         "qrs_distance": np.sqrt(np.mean((cut[:, qrs] - usual[qrs]) ** 2, 1)),
-        "t_like": _likeness(cut[:, t], usual[t]),
+        "t_like": row_correlation(cut[:, t], usual[t]),
         "t_distance": np.sqrt(np.mean((cut[:, t] - usual[t]) ** 2, 1)),
         "size": tall / max(float(np.ptp(usual[qrs])), 1e-6),
         "up": cut[:, qrs].max(1, initial=-20.0),
@@ -239,9 +240,9 @@ def _p_wave(own: Signal, usual: Signal) -> dict[str, Signal]:
     smooth = _smooth(own) / bump
     middle = usual - usual.mean()
     return {
-        "p_like": _likeness(own, usual),
+        "p_like": row_correlation(own, usual),
         "p_distance": np.sqrt(np.mean((own - usual) ** 2, 1)),
-        "p_like_around": _likeness(own, around),
+        "p_like_around": row_correlation(own, around),
         "p_distance_around": np.sqrt(np.mean((own - around) ** 2, 1)),
         "p_size": np.ptp(own, axis=1),
         "p_bump": smooth.max(1, initial=0.0),
@@ -250,7 +251,7 @@ def _p_wave(own: Signal, usual: Signal) -> dict[str, Signal]:
         "p_projection": own @ middle / max(float(middle @ middle), 1e-4),
         "p_usual_size": np.full(n, float(np.ptp(usual))),
         "p_around_size": np.ptp(around, axis=1),
-        "p_alike_around": _mean_around(_likeness(own, around)),
+        "p_alike_around": _mean_around(row_correlation(own, around)),
     }
 
 
@@ -327,11 +328,3 @@ def _around(flags: npt.NDArray[np.bool_]) -> Signal:
 
 def _mean_around(x: Signal, half: int = 15) -> Signal:
     return _stretches(x, half).mean(-1)
-
-
-def _likeness(rows: Signal, to: Signal) -> Signal:
-    """Correlation of each row with a shape, or with the row of the same number."""
-    rows = rows - rows.mean(-1, keepdims=True)
-    to = to - to.mean(-1, keepdims=True)
-    size = np.sqrt((rows**2).sum(-1) * (to**2).sum(-1))
-    return (rows * to).sum(-1) / np.maximum(size, 1e-9)

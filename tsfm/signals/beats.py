@@ -29,6 +29,7 @@ from scipy.signal import butter
 
 from tsfm.errors import InputError
 from tsfm.signals import beat_kernels
+from tsfm.signals.shards import find_runs
 
 Signal = npt.NDArray[np.float64]
 Samples = npt.NDArray[np.int64]
@@ -249,12 +250,11 @@ def _bridged(lead: Signal, there: npt.NDArray[np.bool_], longest: int) -> Signal
 
 
 def _runs(there: npt.NDArray[np.bool_], shortest: int) -> list[tuple[int, int]]:
-    if there.all():
+    """Stretches that are long enough to be looked at."""
+    if there.all():  # nearly always, and a day has thirty million samples
         return [(0, len(there))] if len(there) >= shortest else []
-    inside = np.concatenate([[False], there, [False]])
-    edges = np.flatnonzero(inside[1:] != inside[:-1])
-    starts, stops = edges[::2].tolist(), edges[1::2].tolist()
-    return [(a, b) for a, b in zip(starts, stops, strict=True) if b - a >= shortest]
+    starts, lengths = find_runs(there)
+    return [(int(a), int(a + n)) for a, n in zip(starts, lengths, strict=True) if n >= shortest]
 
 
 def _odd(n: float) -> int:

@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
 from tsfm.errors import InputError
 from tsfm.signals.beats import find_r_peaks
+from tsfm.signals.row_correlation import row_correlation
 from tsfm.signals.store import STANDARD_LEADS
 
 Signal = npt.NDArray[np.float64]
@@ -112,9 +113,9 @@ def _beats(signal: Signal, peaks: npt.NDArray, fs_hz: float) -> tuple[float, flo
     if len(peaks) < 2:
         return None
     cut = signal[:, peaks[:, None] + np.arange(-before, after)]  # (lead, beat, sample)
-    cut = cut - np.nanmedian(cut[..., : before // 2], axis=-1, keepdims=True)
+    cut = cut - np.median(cut[..., : before // 2], axis=-1, keepdims=True)
     flat = np.nan_to_num(cut).transpose(1, 0, 2).reshape(len(peaks), -1)
-    like = _correlation(flat, np.median(flat, 0))
+    like = row_correlation(flat, np.median(flat, 0))
     usual = like >= min(_LIKE, float(np.median(like)))
     median = np.median(cut[:, usual], axis=1)
     fine = np.arange(round((_BEFORE_S + _AFTER_S) * _FINE_HZ)) / _FINE_HZ
@@ -150,13 +151,6 @@ def _cubic(x: Signal, y: Signal, at: Signal) -> Signal:
     return np.asarray(make_interp_spline(x, y, k=3)(np.minimum(at, x[-1])))
 
 
-def _correlation(rows: Signal, with_: Signal) -> Signal:
-    rows = rows - rows.mean(1, keepdims=True)
-    with_ = with_ - with_.mean()
-    size = np.sqrt((rows**2).sum(1) * (with_**2).sum())
-    return rows @ with_ / np.maximum(size, 1e-12)
-
-
 def _bounds(beat: Signal) -> tuple[int, int]:
     """Onset and end of the QRS complex, samples of the median beat."""
     speed = np.sqrt(np.nansum(np.diff(beat, axis=1, prepend=beat[:, :1]) ** 2, axis=0))
@@ -181,8 +175,11 @@ def _bounds(beat: Signal) -> tuple[int, int]:
 
 def _measure_beat(beat: Signal, rr_s: float) -> dict[str, float]:
     onset, end = _bounds(beat)
-    to = lambda seconds: round(seconds * _FINE_HZ)  # noqa: E731
-    level = np.nanmedian(beat[:, max(0, onset - to(0.03)) : max(1, onset - to(0.005))], axis=1)
+
+    def to(seconds: float) -> int:
+        return round(seconds * _FINE_HZ)
+
+    level = np.median(beat[:, max(0, onset - to(0.03)) : max(1, onset - to(0.005))], axis=1)
     beat = beat - level[:, None]
     found: dict[str, float] = {"qrs_s": (end - onset) / _FINE_HZ}
     qrs = beat[:, onset : end + 1]

@@ -15,7 +15,7 @@ squared gain in its cosine transform, which is exact for runs of any length and 
 `clean_ecg` keeps what cardiologists read: an ST segment keeps its level (Kligfield et al.,
 Circulation 2007, ask for 0.05 Hz, or more where the phase is zero, and 150 Hz). `subtract_wander`
 takes away the baseline through the PR segments and needs the R peaks. Nothing here guesses the
-mains frequency, and nothing judges quality (`tsfm.signals.quality`).
+mains frequency, and nothing judges quality.
 """
 
 from __future__ import annotations

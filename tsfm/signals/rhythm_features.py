@@ -23,6 +23,7 @@ from scipy.stats import kurtosis, skew
 
 from tsfm.errors import InputError
 from tsfm.signals.beats import find_r_peaks
+from tsfm.signals.row_correlation import row_correlation
 
 Signal = npt.NDArray[np.float64]
 
@@ -168,7 +169,7 @@ def _beat_features(clean: Signal, peaks: npt.NDArray, fs_hz: float) -> dict[str,
     median = np.median(cut, 0)
     polarity = 1.0 if abs(median.max()) >= abs(median.min()) else -1.0
     size = max(float(np.abs(median).max()), 1e-9)
-    like = _likeness(cut, median)
+    like = row_correlation(cut, median)
     qrs = slice(before - round(0.06 * fs_hz), before + round(0.08 * fs_hz))
     part = slice(before - round(0.26 * fs_hz), before - round(0.07 * fs_hz))
     p = cut[:, part] - cut[:, part].mean(1, keepdims=True)
@@ -182,19 +183,13 @@ def _beat_features(clean: Signal, peaks: npt.NDArray, fs_hz: float) -> dict[str,
         like.mean(), like.std(), like.min(), (like < 0.8).mean(),
         np.ptp(cut[:, qrs], axis=1).std() / max(np.ptp(cut[:, qrs], axis=1).mean(), 1e-9),
         width.mean(), width.std(), median[qrs].clip(0).sum() / max(np.abs(median[qrs]).sum(), 1e-9),
-        p_median.max() / size, _likeness(p, p_median).mean(), p.std() / size,
+        p_median.max() / size, row_correlation(p, p_median).mean(), p.std() / size,
         p_median.clip(0).mean() / size, np.abs(t_part).max(initial=0.0) / size,
         median[before + round(0.10 * fs_hz)] / size, tq, tq_all / size,
         1 - like[early].mean() if early.any() else 0.0, polarity,
         float(np.argmax(p_median)) / max(len(p_median), 1), np.median(p.max(1)) / size,
     ]  # fmt: skip
     return dict(zip(names, map(float, values), strict=True))
-
-
-def _likeness(rows: Signal, to: Signal) -> Signal:
-    rows = rows - rows.mean(1, keepdims=True)
-    to = to - to.mean()
-    return rows @ to / np.maximum(np.sqrt((rows**2).sum(1) * (to**2).sum()), 1e-12)
 
 
 def _quiet_power(clean: Signal, peaks: npt.NDArray, fs_hz: float) -> tuple[float, float]:

@@ -131,9 +131,10 @@ class MaskedSamples(nn.Module):
         Raises:
             InputError: The encoder's tokens do not fit the samples.
         """
-        shape = (signal.shape[0], signal.shape[1], signal.shape[2])
-        hidden = draw_hidden(shape, self.config, fs_hz=fs_hz, generator=generator)
-        hidden = hidden.to(signal.device)
+        hidden = draw_hidden(
+            (len(signal), signal.shape[1], signal.shape[2]), self.config, fs_hz=fs_hz,
+            generator=generator,
+        ).to(signal.device)  # fmt: skip
         states = self.encode(signal.masked_fill(hidden, float("nan")))
         return self.of_states(states, signal, hidden)
 
@@ -202,9 +203,10 @@ class MaskedLatents(nn.Module):
         Raises:
             InputError: The encoder's tokens do not fit the samples.
         """
-        shape = (signal.shape[0], signal.shape[1], signal.shape[2])
-        hidden = draw_hidden(shape, self.config, fs_hz=fs_hz, generator=generator)
-        hidden = hidden.to(signal.device)
+        hidden = draw_hidden(
+            (len(signal), signal.shape[1], signal.shape[2]), self.config, fs_hz=fs_hz,
+            generator=generator,
+        ).to(signal.device)  # fmt: skip
         with torch.no_grad():
             target = self._teacher[0](signal)
             target = F.layer_norm(target, target.shape[-1:])

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tsfm.models.biosignal_encoder import BiosignalEncoder, lead_slots
 from tsfm.models.signal_grid import to_grid
-from tsfm.training.optimizer import WeightAverage, make_optimizer
+from tsfm.training.optimizer import WeightAverage, learning_rate, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,10 @@ def fit_signal_classifier(
     optimizer = make_optimizer(model, lr=training.lr, weight_decay=training.weight_decay)
     n_batches = math.ceil(len(values) / training.batch_size)
     n_steps = training.epochs * n_batches
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, n_steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda i: learning_rate(i, n_steps=n_steps, warmup=max(1, n_steps // 10), peak=1.0),
+    )
     average = WeightAverage(model, training.decay)
     draws = torch.Generator().manual_seed(training.seed)
     crop = round(training.crop_s * encoder.config.grid_hz)
@@ -222,10 +225,3 @@ def _loss(logits: Tensor, label: Tensor, exclusive: bool) -> Tensor:
     told = torch.isfinite(label)
     each = F.binary_cross_entropy_with_logits(logits, label.nan_to_num(0.0), reduction="none")
     return (each * told).sum() / told.sum().clamp(min=1)
-
-
-def _rate(step: int, n_steps: int) -> float:
-    warm = max(1, n_steps // 10)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm)))
