@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from cinc2017_records import CLASSES, FS_HZ, Cinc2017, made_up, read_cinc2017
-from ecg_noise import KINDS, add_noise
+from tsfm.simulation.signal_noise import KINDS, add_noise
 from ecg_peers import fit_predict
 from measure import machine_line
 from numpy.typing import NDArray

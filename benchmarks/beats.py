@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from ecg_noise import KINDS, add_noise
+from tsfm.simulation.signal_noise import KINDS, add_noise
 from measure import machine_line
 from mitdb_records import BeatRecord, made_up, read_records
 from numpy.typing import NDArray

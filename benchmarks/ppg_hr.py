@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from bidmc_records import FS_HZ, Recording, made_up, read_bidmc
-from ecg_noise import add_noise
+from tsfm.simulation.signal_noise import add_noise
 from measure import machine_line
 from numpy.typing import NDArray
 from scipy.signal import welch

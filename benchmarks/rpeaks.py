@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from ecg_noise import KINDS, SNR_DB, add_noise
+from tsfm.simulation.signal_noise import KINDS, SNR_DB, add_noise
 from measure import machine_line
 from mitdb_records import ONE_PERSON, BeatRecord, made_up, read_records
 from numpy.typing import NDArray
