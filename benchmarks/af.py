@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from cinc2017_records import CLASSES, FS_HZ, Cinc2017, made_up, read_cinc2017
-from tsfm.simulation.signal_noise import KINDS, add_noise
 from ecg_peers import fit_predict
 from measure import machine_line
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from tsfm.evaluation.evaluation_ledger import EvaluationLedger
 from tsfm.signals.filters import resample
 from tsfm.signals.rhythm_features import rhythm_features
+from tsfm.simulation.signal_noise import KINDS, add_noise
 
 DEFAULT = Path(os.environ.get("TSFM_DATA", "../shared/data")) / "wfdb" / "cinc2017"
 N_FOLDS, N_REPEATS = 5, 3

@@ -5,9 +5,10 @@
 
 Folders hold WFDB records with `.atr` files (MIT-BIH); paced records are left out. Beats are at the
 annotated places. Without `--test` the records of `--train` are scored in folds of records. Ours is
-boosting on the features of `tsfm.signals.beat_features`, several seeds; supraventricular beats are
-sought only where the rhythm is regular (in fibrillation no beat is early), and the threshold that
-finds them is chosen in folds of the training records. The last line is one JSON object.
+the recipe of `tsfm.training.beat_classifier`, which `ecg-beats` is made by: boosting on features of
+beats, several seeds; supraventricular beats are sought only where the rhythm is regular (in
+fibrillation no beat is early), and their weight is chosen in folds of the training records. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -20,119 +21,55 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from tsfm.simulation.signal_noise import KINDS, add_noise
 from measure import machine_line
 from mitdb_records import BeatRecord, made_up, read_records
 from numpy.typing import NDArray
 
 from tsfm.evaluation.evaluation_ledger import EvaluationLedger
-from tsfm.signals.beat_features import beat_features
+from tsfm.models.beat_classifier import decide
+from tsfm.simulation.signal_noise import KINDS, add_noise
+from tsfm.training.beat_classifier import (
+    F_SCALE,
+    N_FOLDS,
+    N_SEEDS,
+    BeatTable,
+    Predict,
+    choose_s_scale,
+    class_f1,
+    fit_boosters,
+    fit_scores,
+    folds_of,
+    out_of_fold,
+)
 
 DEFAULT = Path(os.environ.get("TSFM_DATA", "../shared/data")) / "wfdb" / "mitdb"
-CLASSES = ("N", "S", "V", "F")
-N_FOLDS = 6
-IRREGULAR = 0.12  # median step of the intervals around, as a share of them: above it no S
-S_WEIGHT = 3.0
-SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)
 HARD = "232"  # three quarters of the supraventricular beats of DS2
 PEER_FEATURES = ("before_s", "after_s", "before_local", "after_local", "before_usual", "local_s")
 SNR_DB = (24, 12, 6, 0, -6)
 
 
-class Beats:
-    """Features and classes of the beats of some records."""
-
-    def __init__(self, records: list[BeatRecord]) -> None:
-        parts = [beat_features(r.signal[:2], r.beats, fs_hz=r.fs_hz) for r in records]
-        self.names = parts[0][1]
-        self.x = np.nan_to_num(np.concatenate([x for x, _ in parts]))
-        number = {name: i for i, name in enumerate(CLASSES)}
-        self.y = np.concatenate([[number.get(c, 0) for c in r.classes] for r in records])
-        self.record = np.concatenate([[r.name] * len(r.beats) for r in records])
-        self.subject = {r.name: r.subject for r in records}
-
-    def columns(self, peer: bool) -> NDArray[np.int64]:
-        """The peer's features are intervals and the waveform; ours all but the waveform."""
-        keep = [
-            (name in PEER_FEATURES or name.startswith("shape")) if peer
-            else "shape" not in name and not name.startswith("second_")
-            for name in self.names
-        ]  # fmt: skip
-        return np.flatnonzero(keep)
-
-    @property
-    def regular(self) -> NDArray[np.bool_]:
-        return self.x[:, self.names.index("irregular")] <= IRREGULAR
-
-
-def fit(data: Beats, rows: NDArray, *, peer: bool, seeds: int):
-    from lightgbm import LGBMClassifier
-
-    columns = data.columns(peer)
-    x, y = data.x[rows][:, columns], data.y[rows]
-    weight = np.ones(len(y)) if peer else np.where(y == 1, S_WEIGHT, 1.0)
-    models = [
-        LGBMClassifier(
-            n_estimators=120, num_leaves=8, learning_rate=0.08, min_child_samples=40,
-            colsample_bytree=0.3, subsample=0.7, subsample_freq=1, reg_lambda=10.0,
-            random_state=seed, num_threads=1, verbose=-1,
-        ).fit(x, y, sample_weight=weight)
-        for seed in range(seeds)
+def fit_peer(table: BeatTable, rows: NDArray[np.bool_], n_seeds: int) -> Predict:
+    """Boosting on intervals and the waveform, as it is."""
+    columns = [
+        i for i, name in enumerate(table.names)
+        if name in PEER_FEATURES or name.startswith("shape")
     ]  # fmt: skip
-    known = list(models[0].classes_)
-
-    def predict(other: Beats, which: NDArray) -> NDArray[np.float64]:
-        found = np.zeros((int(which.sum()), len(CLASSES)))
-        for model in models:
-            found[:, known] += model.predict_proba(other.x[which][:, columns]) / len(models)
-        return found
-
-    return predict
+    x, y = table.x[rows][:, columns], table.y[rows]
+    boosters = fit_boosters(x, y, np.ones(len(y)), n_seeds=n_seeds)
+    return lambda other: np.mean([b.predict(other.x[:, columns]) for b in boosters], axis=0)
 
 
-def decide(p: NDArray, regular: NDArray, scale: float) -> NDArray[np.int64]:
-    """Class of each beat: V or F if that is likeliest, else S against N by weight."""
-    found = (p * np.array([1.0, 1.0, 1.0, 0.3])).argmax(1)
-    early = regular & (scale * p[:, 1] > p[:, 0])
-    return np.where(found >= 2, found, early.astype(np.int64))
+def classes_of(p: NDArray, regular: NDArray, s_scale: float) -> NDArray[np.int64]:
+    return decide(p, regular, s_scale=s_scale, f_scale=F_SCALE)
 
 
-def f1(y: NDArray, found: NDArray, k: int) -> float:
-    hit = np.sum((y == k) & (found == k))
-    return float(2 * hit / max(np.sum(y == k) + np.sum(found == k), 1))
-
-
-def folds_of(data: Beats) -> NDArray[np.int64]:
-    """Fold of each beat: whole records, those with many supraventricular beats spread evenly."""
-    names = sorted(data.subject)
-    names.sort(key=lambda n: -int(np.sum((data.record == n) & (data.y == 1))))
-    fold_of = {name: i % N_FOLDS for i, name in enumerate(names)}
-    return np.array([fold_of[name] for name in data.record])
-
-
-def out_of_fold(data: Beats, *, peer: bool, seeds: int) -> NDArray[np.float64]:
-    fold = folds_of(data)
-    found = np.zeros((len(data.y), len(CLASSES)))
-    for k in np.unique(fold):
-        ledger = EvaluationLedger(data.subject)
-        ledger.fit("boosting", np.unique(data.record[fold != k]))
-        ledger.score("classes", np.unique(data.record[fold == k]))
-        found[fold == k] = fit(data, fold != k, peer=peer, seeds=seeds)(data, fold == k)
-    return found
-
-
-def choose_scale(data: Beats, p: NDArray) -> float:
-    """Weight of S with the best F1 on out-of-fold predictions."""
-    return max(SCALES, key=lambda s: f1(data.y, decide(p, data.regular, s), 1))
-
-
-def summary(data: Beats, found: NDArray) -> dict[str, float]:
+def summary(data: BeatTable, found: NDArray) -> dict[str, float]:
     rest = data.record != HARD
     y = data.y
     row = {
-        "f1_v": f1(y, found, 2),
-        "f1_s": f1(y, found, 1),
-        "f1_s_without_232": f1(y[rest], found[rest], 1),
+        "f1_v": class_f1(y, found, 2),
+        "f1_s": class_f1(y, found, 1),
+        "f1_s_without_232": class_f1(y[rest], found[rest], 1),
     }
     for k, name in ((2, "v"), (1, "s")):
         hit = np.sum((y == k) & (found == k))
@@ -163,15 +100,15 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     print(machine_line())
     started = time.perf_counter()
-    seeds = 1 if arguments.quick else 3
+    seeds = 1 if arguments.quick else N_SEEDS
     records = made_up(8, seed=0) if arguments.quick else read_records(arguments.train)
-    train = Beats(records)
+    train = BeatTable(records)
     everything = np.ones(len(train.y), np.bool_)
-    folded = out_of_fold(train, peer=False, seeds=1)
-    scale = choose_scale(train, folded)
+    folded = out_of_fold(train, n_seeds=1)
+    scale = choose_s_scale(train, folded)
     if arguments.test:
         scored = read_records(arguments.test)
-        test = Beats(scored)
+        test = BeatTable(scored)
         ledger = EvaluationLedger({f"a/{n}": s for n, s in train.subject.items()}
                                   | {f"b/{n}": s for n, s in test.subject.items()
                                      if s not in train.subject.values()})  # fmt: skip
@@ -180,24 +117,23 @@ def main() -> None:
         if both:  # 201 and 202 are of one person, on both sides of the published split
             print(f"{', '.join(both)}: of a person who is in training too, scored as is usual")
         ledger.score("classes", [f"b/{n}" for n in test.subject if n not in both])
-        p = fit(train, everything, peer=False, seeds=seeds)
-        p_peer = fit(train, everything, peer=True, seeds=seeds)
-        every = np.ones(len(test.y), np.bool_)
-        ours, peer = p(test, every), p_peer(test, every)
+        p = fit_scores(train, everything, seeds)
+        p_peer = fit_peer(train, everything, seeds)
+        ours, peer = p(test), p_peer(test)
         models, how = (p, p_peer), "records kept apart"
     else:
         test, scored = train, records
-        ours = folded if arguments.quick else out_of_fold(train, peer=False, seeds=seeds)
-        peer = out_of_fold(train, peer=True, seeds=1)
+        ours = folded if arguments.quick else out_of_fold(train, n_seeds=seeds)
+        peer = out_of_fold(train, n_seeds=1, fit=fit_peer)
         fold = folds_of(train)
         part = fold == 0
-        models = (fit(train, ~part, peer=False, seeds=1), fit(train, ~part, peer=True, seeds=1))
+        models = (fit_scores(train, ~part, 1), fit_peer(train, ~part, 1))
         scored = [r for r in records if r.name in set(train.record[part])]
         how = f"{N_FOLDS} folds of records"
-    found = decide(ours, test.regular, scale)
+    found = classes_of(ours, test.regular, scale)
     table = {
         "ours": summary(test, found),
-        "ours, S anywhere": summary(test, decide(ours, np.ones(len(test.y), np.bool_), scale)),
+        "ours, S anywhere": summary(test, classes_of(ours, np.ones(len(test.y), np.bool_), scale)),
         "lightgbm on RR and waveform": summary(test, peer.argmax(1)),
     }
     print(f"{len(test.subject)} records, {len(test.y)} beats, {how}; weight of S {scale:g}\n")
@@ -209,9 +145,8 @@ def main() -> None:
     for name in sorted(test.subject):
         m = test.record == name
         v, s = int(np.sum(test.y[m] == 2)), int(np.sum(test.y[m] == 1))
-        print(
-            f"{name:8}{v:6}{f1(test.y[m], found[m], 2):9.3f}{s:6}{f1(test.y[m], found[m], 1):9.3f}"
-        )
+        of_v, of_s = (class_f1(test.y[m], found[m], k) for k in (2, 1))
+        print(f"{name:8}{v:6}{of_v:9.3f}{s:6}{of_s:9.3f}")
     answer = {
         **table["ours"], "n_beats": len(test.y),
         "peers": {"lightgbm": table["lightgbm on RR and waveform"]},
@@ -221,12 +156,11 @@ def main() -> None:
         print("\nF1 of V under noise")
         for kind in KINDS:
             for snr in (6,) if arguments.quick else SNR_DB:
-                data = Beats(noisy(scored, kind, snr))
-                every = np.ones(len(data.y), np.bool_)
-                a, b = (m(data, every) for m in models)
+                data = BeatTable(noisy(scored, kind, snr))
+                a, b = (m(data) for m in models)
                 row = {
-                    "ours": round(f1(data.y, decide(a, data.regular, scale), 2), 4),
-                    "lightgbm": round(f1(data.y, b.argmax(1), 2), 4),
+                    "ours": round(class_f1(data.y, classes_of(a, data.regular, scale), 2), 4),
+                    "lightgbm": round(class_f1(data.y, b.argmax(1), 2), 4),
                 }
                 answer["noise"][f"{kind} {snr} dB"] = row
                 print(f"{kind:10} {snr:4} dB  ours {row['ours']:.3f}  peer {row['lightgbm']:.3f}")

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 from bidmc_records import FS_HZ, Recording, made_up, read_bidmc
-from tsfm.simulation.signal_noise import add_noise
 from measure import machine_line
 from numpy.typing import NDArray
 from scipy.signal import welch
@@ -37,6 +36,7 @@ from tsfm.signals.breaths import (
 )
 from tsfm.signals.heart_rate import heart_rate_bpm
 from tsfm.signals.pulses import find_pulses
+from tsfm.simulation.signal_noise import add_noise
 
 DEFAULT = Path(os.environ.get("TSFM_DATA", "../shared/data")) / "bidmc"
 CONTRADICTS_ITSELF = "bidmc41"

@@ -5,9 +5,10 @@
 
 Folders have the layout of PTB-XL (`ptbxl_database.csv`, `scp_statements.csv`, `records100/`).
 Without `--test` the records of `--train` are scored in five folds of patients. Ours is our encoder,
-trained on the same records, together with trees on what a cardiograph measures; all peers
-see the same records in the same run. `--out` keeps the predictions of each model and fold, so that
-a run that was stopped goes on. The last line is one JSON object.
+which has learned from simulated hearts and then from the same records as all, together with trees
+on what a cardiograph measures; all peers see the same records in the same run. `--out` keeps the
+predictions of each model and fold, so that a run that was stopped goes on. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ from tsfm.evaluation.label_bootstrap import (
     paired_macro_difference,
 )
 from tsfm.models.biosignal_encoder import BiosignalConfig, BiosignalEncoder
+from tsfm.models.encoder_directory import level, open_encoder
 from tsfm.signals.store import STANDARD_LEADS
 from tsfm.training.signal_classifier import SignalTraining, fit_signal_classifier
 
 DEFAULT = Path(os.environ.get("TSFM_DATA", "../shared/data")) / "wfdb" / "ptb-xl"
 N_FOLDS = 5
 TRAINING = SignalTraining(epochs=30)
+TUNING = SignalTraining(epochs=20, lr=5e-4)  # of an encoder that has learned from simulated hearts
 QUICK = SignalTraining(epochs=1)
 PEERS = ("lightgbm", "resnet", "xresnet1d101", "net1d", "s4")
+TAUGHT = "encoder, simulated first"
 OURS = "ours: encoder and trees"
 
 Predict = Callable[[PtbXl, PtbXl], NDArray[np.float64]]
@@ -52,10 +56,8 @@ def logit(p: NDArray) -> NDArray:
     return np.log(p / (1 - p))
 
 
-def clean(data: PtbXl) -> torch.Tensor:
-    """(record, lead, sample) for the networks: less each lead's median, spikes cut at 5 mV."""
-    x = torch.from_numpy(data.signal_mv)
-    return (x - x.nanmedian(-1, keepdim=True).values).clamp(-5.0, 5.0)
+def signals(data: PtbXl) -> torch.Tensor:
+    return torch.from_numpy(data.signal_mv)
 
 
 def boosting(train: PtbXl, test: PtbXl) -> NDArray[np.float64]:
@@ -92,19 +94,22 @@ def trees(train: PtbXl, test: PtbXl) -> NDArray[np.float64]:
     return found
 
 
-def encoder(training: SignalTraining, n_seeds: int, scan: str) -> Predict:
-    """Our encoder, from no weights; the mean of some seeds."""
+def encoder(
+    training: SignalTraining, n_seeds: int, scan: str = "selective", start: str | None = None
+) -> Predict:
+    """Our encoder, from no weights or from a model directory's; the mean of some seeds."""
 
     def predict(train: PtbXl, test: PtbXl) -> NDArray[np.float64]:
         found = np.zeros((len(test), len(SUPERCLASSES)))
         for seed in range(n_seeds):
             torch.manual_seed(seed)
+            own = BiosignalEncoder(BiosignalConfig(scan=scan))
             model = fit_signal_classifier(
-                BiosignalEncoder(BiosignalConfig(scan=scan)), clean(train),
+                own if start is None else open_encoder(start).encoder, level(signals(train)),
                 torch.from_numpy(train.label), fs_hz=FS_HZ, leads=STANDARD_LEADS,
                 training=replace(training, seed=seed),
             )  # fmt: skip
-            found += model.predict(clean(test), fs_hz=FS_HZ, leads=STANDARD_LEADS).numpy()
+            found += model.predict(level(signals(test)), fs_hz=FS_HZ, leads=STANDARD_LEADS).numpy()
         return found / n_seeds
 
     return predict
@@ -114,7 +119,7 @@ def peer(kind: str, epochs: int | None, n_seeds: int) -> Predict:
     """A network of `ecg_peers` from scratch; the mean of some seeds."""
 
     def predict(train: PtbXl, test: PtbXl) -> NDArray[np.float64]:
-        x, x_test = clean(train).numpy(), clean(test).numpy()
+        x, x_test = level(signals(train)).numpy(), level(signals(test)).numpy()
         parts = [
             fit_predict(kind, x, train.label.astype(np.float32), x_test, seed=seed, epochs=epochs)
             for seed in range(n_seeds)
@@ -128,8 +133,10 @@ def models(arguments: argparse.Namespace) -> dict[str, Predict]:
     training = QUICK if arguments.quick else TRAINING
     epochs = 1 if arguments.quick else None
     chosen: dict[str, Predict] = {"lightgbm": boosting, "trees": trees}
-    chosen["encoder"] = encoder(training, arguments.seeds, "selective")
+    chosen["encoder"] = encoder(training, arguments.seeds)
     chosen["encoder, time-invariant"] = encoder(training, arguments.seeds, "lti")
+    tuning = QUICK if arguments.quick else TUNING
+    chosen[TAUGHT] = encoder(tuning, arguments.seeds, start=arguments.encoder)
     for kind in PEERS[1:]:
         if not arguments.quick or kind == "resnet":
             chosen[kind] = peer(kind, epochs, 1)
@@ -185,6 +192,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, default=DEFAULT)
     parser.add_argument("--test", type=Path, help="folder of records kept apart")
     parser.add_argument("--out", type=Path, help="folder that keeps predictions")
+    parser.add_argument("--encoder", default="ecg-encoder", help="that was taught before")
     parser.add_argument("--seeds", type=int, default=1, help="of our encoder")
     parser.add_argument("--quick", action="store_true", help="made-up records, seconds")
     arguments = parser.parse_args()
@@ -202,7 +210,7 @@ def main() -> None:
     parts = split(train, test)
     scored = np.concatenate([test.label for _, test in parts])
     found = predictions(models(arguments), parts, arguments.out)
-    found[OURS] = 1 / (1 + np.exp(-(logit(found["encoder"]) + logit(found["trees"])) / 2))
+    found[OURS] = 1 / (1 + np.exp(-(logit(found[TAUGHT]) + logit(found["trees"])) / 2))
     report(found, scored, started)
 
 

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tsfm.simulation.signal_noise import KINDS, SNR_DB, add_noise
 from measure import machine_line
 from mitdb_records import ONE_PERSON, BeatRecord, made_up, read_records
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from tsfm.evaluation.beat_matching import match_beats
 from tsfm.evaluation.evaluation_ledger import EvaluationLedger
 from tsfm.signals.beats import find_r_peaks
+from tsfm.simulation.signal_noise import KINDS, SNR_DB, add_noise
 
 DEFAULT = Path(os.environ.get("TSFM_DATA", "../shared/data")) / "wfdb" / "mitdb"
 TOLERANCES_MS = (50, 150)

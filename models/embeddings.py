@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tsfm.batches.batch import Batch
 from tsfm.models.code_embedding import CodeSharing
+from tsfm.models.signal_embedding import SignalEmbedding
 
 N_BINS = 11  # no value, and ten deciles
 _N_TIMES = 10
@@ -33,6 +34,7 @@ class EventEmbedding(nn.Module):
         dropout: Share of tokens whose code is replaced by the unknown in training, so that the
             embedding of codes that a new hospital brings is one the model has met.
         sharing: Adds the vectors of a code's parents and words to its own; None leaves codes alone.
+        signals: Adds what an encoder saw to the tokens of waveforms; None reads no waveform.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class EventEmbedding(nn.Module):
         *,
         dropout: float = 0.0,
         sharing: CodeSharing | None = None,
+        signals: SignalEmbedding | None = None,
     ) -> None:
         """Start with small normal embeddings."""
         super().__init__()
@@ -55,6 +58,7 @@ class EventEmbedding(nn.Module):
         self.mix = nn.Linear(d_model, d_model)
         self.code_dropout = dropout
         self.sharing = sharing
+        self.signals = signals
         for table in (*self.code_tables, self.bin):
             nn.init.normal_(table.weight, std=0.5)
 
@@ -79,7 +83,8 @@ class EventEmbedding(nn.Module):
         x = x + change * torch.asinh(batch.change).unsqueeze(-1)
         x = x + increment * batch.increment.clamp(-6.0, 6.0).unsqueeze(-1)
         x = x + self.bin(batch.bin) + self.time(_times(batch))
-        return x + self.mix(F.silu(x))
+        x = x + self.mix(F.silu(x))
+        return x if self.signals is None else self.signals(x, batch)
 
 
 def _times(batch: Batch) -> Float[Tensor, "token feature"]:

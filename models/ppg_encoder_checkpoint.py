@@ -26,8 +26,7 @@ from tsfm.models.signal_checkpoint import read_signal_directory, read_sizes, sav
 
 PPG_ENCODER_TYPE = "ppg-encoder"
 _LIMITS = (
-    "Trained on few people: it knows the shapes that it has seen, and no claim about health is made"
-    " for it.",
+    "It knows the shapes that it was trained on, and no claim about health is made for it.",
     "Segments are standardised one by one: amplitude, perfusion and units are gone.",
     "Feed it segments of the rate that it was trained at, and of about the same length.",
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +17,10 @@ from torch import nn
 
 from tsfm import __version__
 from tsfm.errors import InputError, ModelMismatch
-from tsfm.models.biosignal_encoder import BiosignalConfig, BiosignalEncoder
+from tsfm.models.biosignal_encoder import BiosignalEncoder
 from tsfm.models.checkpoint import (
     FORMAT_VERSION,
     check_keys,
-    find_model,
-    load_weights,
     verify_directory,
     writing_directory,
 )
@@ -48,21 +46,6 @@ def save_encoder(
         InputError: The folder is not empty, or is a file.
     """
     return save_signal_model(path, ENCODER_TYPE, encoder, encoder.config, facts=facts, card=card)
-
-
-def load_encoder(path_or_name: str | Path) -> BiosignalEncoder:
-    """Load an encoder, in evaluation mode, by its path or by the name of a packaged one.
-
-    Raises:
-        InputError: There is no model.
-        IntegrityError: A file differs from what was written.
-        ModelMismatch: Its parts do not belong together.
-    """
-    folder = find_model(path_or_name)
-    stored, _ = read_signal_directory(folder, ENCODER_TYPE)
-    encoder = BiosignalEncoder(read_sizes(stored["model"], BiosignalConfig(), str(folder)))
-    load_weights(encoder, folder / "model.safetensors")
-    return encoder.eval()
 
 
 def save_signal_model(
@@ -154,7 +137,7 @@ def read_sizes(
         ModelMismatch: Unknown or missing keys, wrong types, or an impossible size.
     """
     check_keys(values, type(usual), place)
-    if complete and len(values) < len(fields(usual)):
+    if complete and len(values) < len(vars(usual)):
         raise bad_signal_config("keys are missing", place)
     for name, value in values.items():
         kind = type(getattr(usual, name))

@@ -4,7 +4,8 @@ One forward pass over a packed batch gives a hidden state at every token, which 
 known by then and nothing else. Heads read the states at the tokens where a question is asked.
 
 The backbone is a stack of Mamba blocks; attention layers may stand between them or in their place.
-Off by default as well: code vectors shared along the coding systems, and the hazards of many codes.
+Off by default as well: code vectors shared along the coding systems, the hazards of many codes, and
+what an encoder saw in waveforms.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tsfm.models.event_memory import EventMemory
 from tsfm.models.heads import DAY_BINS, CompetingHazards, NextEvent
 from tsfm.models.mamba import Mamba, MambaConfig
 from tsfm.models.many_hazards import ManyHazards
+from tsfm.models.signal_embedding import SignalEmbedding
 from tsfm.models.timeline_backbone import HybridBackbone, NoMemory
 
 MODEL_TYPE = "timeline"
@@ -52,6 +54,10 @@ class TimelineConfig:
         hazard_rank: See `ManyHazards`.
         share_codes: Code vectors share along their parents; see `CodeSharing`.
         code_words: Buckets of the words of descriptions, which they share as well; 0 for none.
+        signal_vectors: Vectors of a waveform that its token reads; 0 where no waveform is read.
+        signal_width: Numbers in each.
+        signal_dropout: See `SignalEmbedding`.
+        signal_encoder: Hash of the encoder that made the vectors of the training data.
     """
 
     n_codes: int
@@ -70,6 +76,10 @@ class TimelineConfig:
     hazard_rank: int = field(default=16, metadata=_PART)
     share_codes: bool = field(default=False, metadata=_PART)
     code_words: int = field(default=0, metadata=_PART)
+    signal_vectors: int = field(default=0, metadata=_PART)
+    signal_width: int = field(default=0, metadata=_PART)
+    signal_dropout: float = field(default=0.3, metadata=_PART)
+    signal_encoder: str = field(default="", metadata=_PART)
 
     def stored(self) -> dict[str, Any]:
         """Plain values for `config.json`.
@@ -97,8 +107,9 @@ class TimelineModel(nn.Module):
         self.config = config
         d_model = config.backbone.d_model
         self.embedding = EventEmbedding(
-            config.n_codes, d_model, dropout=config.code_dropout, sharing=_sharing(config)
-        )
+            config.n_codes, d_model, dropout=config.code_dropout, sharing=_sharing(config),
+            signals=_signals(config),
+        )  # fmt: skip
         self.memory = _memory(config)
         self.backbone = _backbone(config)
         self.next_event = NextEvent(d_model, config.n_codes)
@@ -191,6 +202,15 @@ def _sharing(config: TimelineConfig) -> CodeSharing | None:
         return None
     width = config.backbone.d_model
     return CodeSharing(config.n_codes, width, n_word_buckets=config.code_words)
+
+
+def _signals(config: TimelineConfig) -> SignalEmbedding | None:
+    if not config.signal_vectors:
+        return None
+    return SignalEmbedding(
+        config.signal_vectors, config.signal_width, config.backbone.d_model,
+        dropout=config.signal_dropout,
+    )  # fmt: skip
 
 
 def _memory(config: TimelineConfig) -> EventMemory | NoMemory:

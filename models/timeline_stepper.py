@@ -30,7 +30,8 @@ _LOG_STD = (-4.0, 3.0)
 # What `EventEmbedding` and the backbone read of a token.
 _READ = (
     "code", "value", "bin", "gap_hours", "since_hours", "repeated", "change", "increment", "rate",
-    "lag_hours", "age_years", "age_known", "hour", "cu_seqlens", "time_s",
+    "lag_hours", "age_years", "age_known", "hour", "cu_seqlens", "time_s", "signal",
+    "signal_vectors",
 )  # fmt: skip
 
 

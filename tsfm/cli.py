@@ -83,6 +83,24 @@ def simulate(
     typer.echo(simulate_hospital(out, n_patients=patients, seed=seed, claims=claims).as_text())
 
 
+@app.command(epilog="Example: tsfm encode events/ --encoder ecg-encoder")
+def encode(
+    events: Events,
+    encoder: Annotated[
+        str, typer.Option(help="Model directory of an encoder, or the name of a packaged one.")
+    ] = "ecg-encoder",
+    window_s: Annotated[float, typer.Option(help="Longest stretch that is read at once.")] = 30.0,
+) -> None:
+    """Encode the waveforms of a data set, so that a timeline can read them.
+
+    Vectors of every ECG are written to signal_vectors/ below the data set's root; `tsfm tokenize`
+    and `tsfm score` find them there. Run it again after new records were ingested.
+    """
+    from tsfm.scoring.encode_signals import encode_signals
+
+    typer.echo(encode_signals(events, encoder, window_s=window_s).as_text())
+
+
 @app.command(epilog="Example: tsfm tokenize events/ --out tokens/")
 def tokenize(
     events: Events,

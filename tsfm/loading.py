@@ -1,4 +1,4 @@
-"""`tsfm.load`: a model directory of either kind, or a model that comes with the package."""
+"""`tsfm.load`: a model directory of any kind, or a model that comes with the package."""
 
 from __future__ import annotations
 
@@ -6,17 +6,28 @@ import json
 from pathlib import Path
 
 from tsfm.forecasting.forecaster import Forecaster
+from tsfm.models.beat_checkpoint import BEAT_CLASSIFIER_TYPE, load_beat_classifier
+from tsfm.models.beat_classifier import BeatClassifier
 from tsfm.models.checkpoint import find_model, load_model
+from tsfm.models.encoder_directory import EncoderDirectory, open_encoder
 from tsfm.models.forecaster_checkpoint import FORECASTER_TYPE
+from tsfm.models.ppg_encoder_checkpoint import (
+    PPG_ENCODER_TYPE,
+    PpgEncoderDirectory,
+    load_ppg_encoder,
+)
+from tsfm.models.signal_checkpoint import ENCODER_TYPE
 from tsfm.scoring.trained_model import TrainedModel
 
+AnyModel = TrainedModel | Forecaster | EncoderDirectory | PpgEncoderDirectory | BeatClassifier
 
-def load(path_or_name: str | Path) -> TrainedModel | Forecaster:
-    """Load a model of either kind; runs no code that the files name, and needs no network.
+
+def load(path_or_name: str | Path) -> AnyModel:
+    """Load a model of any kind; runs no code that the files name, and needs no network.
 
     Args:
         path_or_name: A model directory, or the name of a model that comes with the package:
-            `forecaster-zero`, `forecaster-icu`.
+            `forecaster-zero`, `forecaster-icu`, `ecg-encoder`, `ppg-encoder`, `ecg-beats`.
 
     Raises:
         InputError: There is no model.
@@ -24,8 +35,15 @@ def load(path_or_name: str | Path) -> TrainedModel | Forecaster:
         ModelMismatch: Its parts do not belong together.
     """
     folder = find_model(path_or_name)
-    if _model_type(folder) == FORECASTER_TYPE:
+    kind = _model_type(folder)
+    if kind == FORECASTER_TYPE:
         return Forecaster.from_pretrained(folder)
+    if kind == ENCODER_TYPE:
+        return open_encoder(folder)
+    if kind == PPG_ENCODER_TYPE:
+        return load_ppg_encoder(folder)
+    if kind == BEAT_CLASSIFIER_TYPE:
+        return load_beat_classifier(folder)
     return TrainedModel(load_model(folder))
 
 

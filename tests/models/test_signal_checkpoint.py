@@ -7,7 +7,8 @@ import torch
 
 from tsfm.errors import IntegrityError, ModelMismatch
 from tsfm.models.biosignal_encoder import BiosignalConfig, BiosignalEncoder
-from tsfm.models.signal_checkpoint import load_encoder, save_encoder
+from tsfm.models.encoder_directory import open_encoder
+from tsfm.models.signal_checkpoint import save_encoder
 
 SMALL = BiosignalConfig(
     d_model=8, n_layers=1, d_state=2, n_filters=2, stem_width=4, n_summary=1, d_embedding=4
@@ -25,7 +26,7 @@ def test_it_comes_back_as_it_was(tmp_path):
     signal = torch.randn(2, 1, 200)
     with torch.no_grad():
         a = encoder(signal, fs_hz=100, leads=("II",)).embedding
-        b = load_encoder(tmp_path / "m")(signal, fs_hz=100, leads=("II",)).embedding
+        b = open_encoder(tmp_path / "m").encoder(signal, fs_hz=100, leads=("II",)).embedding
     assert torch.equal(a, b)
 
 
@@ -33,7 +34,7 @@ def test_a_changed_file_is_refused(tmp_path):
     _saved(tmp_path / "m")
     (tmp_path / "m" / "README.md").write_text("# Another\n")
     with pytest.raises(IntegrityError):
-        load_encoder(tmp_path / "m")
+        open_encoder(tmp_path / "m")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_a_forged_configuration_asks_for_no_memory(tmp_path, change):
     digests["config.json"] = sha256(path.read_bytes()).hexdigest()
     manifest.write_text(json.dumps(digests))
     with pytest.raises(ModelMismatch):
-        load_encoder(tmp_path / "m")
+        open_encoder(tmp_path / "m")
 
 
 def test_what_is_no_configuration_is_refused(tmp_path):
@@ -75,4 +76,4 @@ def test_what_is_no_configuration_is_refused(tmp_path):
         digests["config.json"] = sha256(path.read_bytes()).hexdigest()
         manifest.write_text(json.dumps(digests))
         with pytest.raises(ModelMismatch):
-            load_encoder(tmp_path / "m")
+            open_encoder(tmp_path / "m")

@@ -18,7 +18,9 @@ from tsfm.models.timeline_stepper import TimelineStepper
 N_CODES, N_MORE = 12, 6
 PASTS = (3, 1, 9)
 PER_TOKEN = [
-    name for name in Batch.__dataclass_fields__ if name not in ("cu_seqlens", "subject_id")
+    name
+    for name in Batch.__dataclass_fields__
+    if name not in ("cu_seqlens", "subject_id", "signal_vectors")
 ]
 
 
@@ -63,7 +65,10 @@ def part(batch: Batch, at: list[int], lengths: list[int]) -> Batch:
     """Tokens with the features that they have in the whole."""
     tokens = {name: getattr(batch, name)[at] for name in PER_TOKEN}
     borders = torch.tensor([0, *np.cumsum(lengths).tolist()])
-    return Batch(**tokens, cu_seqlens=borders, subject_id=torch.arange(len(lengths)))
+    return Batch(
+        **tokens, cu_seqlens=borders, subject_id=torch.arange(len(lengths)),
+        signal_vectors=batch.signal_vectors,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

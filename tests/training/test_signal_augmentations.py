@@ -11,6 +11,7 @@ from scipy.interpolate import CubicSpline
 from scipy.stats import kstest
 
 from tsfm.errors import InputError
+from tsfm.training import signal_augmentations
 from tsfm.training.signal_augmentations import (
     ECG_AUGMENTATION,
     N_KNOTS,
@@ -187,6 +188,40 @@ def test_all_orders_of_channels_are_equally_likely_and_only_where_chosen() -> No
     assert int(counts.min()) > 500 - 5 * 22
     assert int(counts.max()) < 500 + 5 * 22
     assert (found[..., :1] == found).all()
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_one_compiled_pass_does_what_torch_does(
+    together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A float64 batch takes the path of torch; its knots are made to be the same draws.
+    def knots(like: torch.Tensor, n: int, how: SignalAugmentation, g: torch.Generator):
+        drawn = torch.randn((n, N_KNOTS), generator=g) * how.magnitude_deviation + 1
+        return drawn.to(like.dtype) @ spline_matrix(like).mT
+
+    monkeypatch.setattr(signal_augmentations, "magnitude_gain", knots)
+    segments = torch.randn(64, 4, 1003, generator=chance(7))
+    how = replace(PPG_AUGMENTATION, noise=0.0, time_together=together)
+    compiled = augment(segments, how, generator=chance())
+    torch.testing.assert_close(
+        compiled.double(), augment(segments.double(), how, generator=chance()), atol=1e-5, rtol=0
+    )
+    assert (compiled != segments).any(-1).any()
+
+
+def test_compiled_noise_is_white_normal_and_of_uniform_deviation() -> None:
+    how = replace(NOTHING, noise=1.0)
+    noise = augment(torch.zeros(3000, 1, 1002), how, generator=chance())
+    deviation = noise.std(-1).squeeze(1).numpy()
+    assert kstest(deviation, "uniform", args=(0.05, 0.05)).statistic < 0.04
+    unit = noise / noise.std(-1, keepdim=True)
+    for lag in (1, 2, 3, 4, 8):
+        alike = float((unit[..., lag:] * unit[..., :-lag]).mean())
+        assert alike == pytest.approx(0.0, abs=0.004)
+    assert float(unit.pow(4).mean()) == pytest.approx(3.0, abs=0.05)
+    assert kstest(unit.flatten()[:20_000].numpy(), "norm").pvalue > 1e-3
+    neighbours = float((unit[1:] * unit[:-1]).mean())
+    assert neighbours == pytest.approx(0.0, abs=0.004)
 
 
 @pytest.mark.parametrize("shape", [(3, 100), (3, 1, 6)])

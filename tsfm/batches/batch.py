@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tsfm.tokens.signal_vectors import NO_SIGNAL, SignalVectors
+
 SECONDS_PER_HOUR = 3600.0
 _HOURS_PER_DAY = 24.0
 SECONDS_PER_YEAR = 365.25 * 86400.0
@@ -42,8 +44,10 @@ class Batch:
         age_known: (T,) 1 where the birth is known.
         hour: (T,) hour of the day, 0 to 24.
         position: (T,) position within the subject, int64.
+        signal: (T,) row of the token's waveform in `signal_vectors`, -1 where there is none, int64.
         cu_seqlens: (S + 1,) borders of the subjects, int64.
         subject_id: (S,) subjects, int64.
+        signal_vectors: (W, K, width) what an encoder says of each waveform, K vectors each.
     """
 
     code: Int[Tensor, " token"]
@@ -61,8 +65,10 @@ class Batch:
     age_known: Float[Tensor, " token"]
     hour: Float[Tensor, " token"]
     position: Int[Tensor, " token"]
+    signal: Int[Tensor, " token"]
     cu_seqlens: Int[Tensor, " borders"]
     subject_id: Int[Tensor, " subject"]
+    signal_vectors: Float[Tensor, "waveform vector width"]
 
     @property
     def n_tokens(self) -> int:
@@ -86,6 +92,8 @@ def make_batch(
     subject_id: NDArray[np.int64],
     birth_s: NDArray[np.float64],
     step: NDArray[np.float32],
+    signal: NDArray[np.int32] | None = None,
+    signals: SignalVectors | None = None,
 ) -> Batch:
     """Build a batch from the arrays of a token store or of `SubjectTokens`.
 
@@ -99,6 +107,8 @@ def make_batch(
         subject_id: (S,) subjects.
         birth_s: (S,) births in seconds, NaN where unknown.
         step: (V,) typical step of each code, see `ValueScale`.
+        signal: (T,) rows of `signals`, -1 for no waveform; None for none at all.
+        signals: Vectors of the waveforms; without them no waveform is read.
     """
     borders = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     owner = np.repeat(np.arange(len(lengths)), lengths)
@@ -107,6 +117,7 @@ def make_batch(
     age = (time_s - birth_s[owner]) / SECONDS_PER_YEAR
     known = np.isfinite(age)
     since, repeated, change, increment, rate = _trends(code, value, time_s, owner, step)
+    row, vectors = _waveforms(len(code), signal, signals)
     return Batch(
         code=torch.from_numpy(code.astype(np.int64)),
         value=torch.from_numpy(np.nan_to_num(value, nan=0.0).astype(np.float32)),
@@ -123,9 +134,23 @@ def make_batch(
         age_known=torch.from_numpy(known.astype(np.float32)),
         hour=torch.from_numpy(((time_s % 86400.0) / SECONDS_PER_HOUR).astype(np.float32)),
         position=torch.from_numpy(np.arange(len(code)) - borders[:-1][owner]),
+        signal=torch.from_numpy(row),
         cu_seqlens=torch.from_numpy(borders),
         subject_id=torch.from_numpy(np.array(subject_id, np.int64)),
+        signal_vectors=torch.from_numpy(vectors),
     )
+
+
+def _waveforms(
+    n_tokens: int, signal: NDArray[np.int32] | None, signals: SignalVectors | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows within the batch, and the vectors of its waveforms alone."""
+    row = np.full(n_tokens, NO_SIGNAL, np.int64)
+    if signal is None or signals is None:
+        return row, np.zeros((0, 0, 0), np.float32)
+    at = np.flatnonzero(signal != NO_SIGNAL)
+    row[at] = np.arange(len(at))
+    return row, np.array(signals.vectors[signal[at]], np.float32)
 
 
 def _trends(

@@ -163,6 +163,8 @@ class TokenDataset:
             subject_id=self.subject_id[chosen],
             birth_s=self.birth_s[chosen],
             step=self.store.scale.step,
+            signal=fields["signal"][at],
+            signals=self.store.signals,
         )
 
     def plan(self, *, max_tokens: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
@@ -208,4 +210,6 @@ def batches_of(tokens: SubjectTokens, scale: ValueScale, *, max_tokens: int) -> 
             subject_id=tokens.subject_id[chosen],
             birth_s=tokens.birth_s[chosen],
             step=scale.step,
+            signal=tokens.signal[part],
+            signals=tokens.signals,
         )

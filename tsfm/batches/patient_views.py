@@ -23,10 +23,11 @@ from tsfm import schema
 from tsfm.batches.batch import Batch, make_batch
 from tsfm.batches.dataset import TokenDataset
 from tsfm.errors import InputError, ModelMismatch
+from tsfm.tokens.signal_vectors import SignalVectors
 from tsfm.tokens.token_store import TokenStore
 
 NO_KEY = -1
-_PER_TOKEN = ("code", "value", "bin", "time_s", "lag_hours")
+_PER_TOKEN = ("code", "value", "bin", "time_s", "lag_hours", "signal")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ class PatientViews(TokenDataset):
                 "the views have different vocabularies", code="vocabulary_mismatch", place="views",
                 remedy="Make both token stores with the model's vocabulary.",
             )  # fmt: skip
+        held = [view.store.signals for view in views]
+        if any(s is not held[0] and not _same(s, held[0]) for s in held):
+            raise ModelMismatch(
+                "the views have different vectors of waveforms", code="signal_vectors_mismatch",
+                place="views", remedy="Make both token stores after one run of `tsfm encode`.",
+            )  # fmt: skip
         self.views = tuple(views)
         patients = pl.DataFrame({schema.SUBJECT_ID: self.subject_id})
         streams: list[NDArray[np.int64]] = []
@@ -134,7 +141,14 @@ class PatientViews(TokenDataset):
             subject_id=np.concatenate(keys),
             birth_s=np.concatenate(births),
             step=self.store.scale.step,
+            signals=self.store.signals,
         )
+
+
+def _same(one: SignalVectors | None, other: SignalVectors | None) -> bool:
+    if one is None or other is None:
+        return False
+    return (one.signal_id, one.encoder_hash) == (other.signal_id, other.encoder_hash)
 
 
 class Rehearsal(TokenDataset):

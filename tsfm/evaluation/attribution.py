@@ -37,6 +37,7 @@ from tsfm.batches.batch import Batch
 from tsfm.evaluation.known_past import KnownPast
 from tsfm.evaluation.occlusion import TREND_FIELDS, hidden_without_each
 from tsfm.models.checkpoint import ModelDirectory
+from tsfm.tokens.signal_vectors import NO_SIGNAL, SignalVectors
 
 _FIRST_NODES = 16
 
@@ -83,6 +84,7 @@ def occlude(
     task_name: str,
     prediction_time: datetime,
     *,
+    signals: SignalVectors | None = None,
     max_tokens: int = 65_536,
 ) -> Attribution:
     """Effect of every event, by leaving it out.
@@ -94,13 +96,14 @@ def occlude(
         events: All events of one subject, columns of `schema.EVENTS`.
         task_name: The question.
         prediction_time: Last moment of knowledge, inclusive.
+        signals: Vectors of the waveforms that the events point to.
         max_tokens: Tokens read at once, but for a single record that is longer.
 
     Raises:
         InputError: Not one subject, or nothing known of it by then.
         ModelMismatch: The model was not fine-tuned for the task.
     """
-    past = KnownPast.create(directory, events, task_name, prediction_time)
+    past = KnownPast.create(directory, events, task_name, prediction_time, signals)
     with torch.no_grad():
         hidden = directory.model(past.batch)[-2:]
         ends = past.log_odds(hidden, past.elapsed_hours[-2:])
@@ -118,6 +121,7 @@ def integrate_gradients(
     task_name: str,
     prediction_time: datetime,
     *,
+    signals: SignalVectors | None = None,
     tolerance: float = 0.005,
     most_nodes: int = 256,
     max_tokens: int = 65_536,
@@ -131,6 +135,7 @@ def integrate_gradients(
         events: All events of one subject, columns of `schema.EVENTS`.
         task_name: The question.
         prediction_time: Last moment of knowledge, inclusive.
+        signals: Vectors of the waveforms that the events point to.
         tolerance: Share of the distance that the effects may leave.
         most_nodes: Nodes at which to stop all the same; `residual` says what is left then.
         max_tokens: Tokens read at once, but for a single record that is longer.
@@ -139,7 +144,7 @@ def integrate_gradients(
         InputError: Not one subject, or nothing known of it by then.
         ModelMismatch: The model was not fine-tuned for the task.
     """
-    past = KnownPast.create(directory, events, task_name, prediction_time)
+    past = KnownPast.create(directory, events, task_name, prediction_time, signals)
     with torch.no_grad():
         there = directory.model.embedding(past.batch)
         start = directory.model.embedding(_unknown(past.batch))
@@ -160,6 +165,7 @@ def integrate_gradients(
 def _unknown(batch: Batch) -> Batch:
     """Events at the same times of which nothing is known."""
     nothing = {name: torch.zeros_like(getattr(batch, name)) for name in ("code", "value", "bin")}
+    nothing["signal"] = torch.full_like(batch.signal, NO_SIGNAL)
     return replace(
         batch, **nothing, **{name: torch.zeros_like(getattr(batch, name)) for name in TREND_FIELDS}
     )

@@ -18,7 +18,8 @@ from tsfm.errors import InputError
 from tsfm.models.checkpoint import ModelDirectory
 from tsfm.tasks.cohorts import Task
 from tsfm.tasks.registry import task_named
-from tsfm.tokens.event_tokens import SubjectTokens, order_of_knowing, tokenize_events
+from tsfm.tokens.event_tokens import SubjectTokens, order_of_knowing
+from tsfm.tokens.signal_vectors import SignalVectors
 
 _EDGE = 1e-9  # as in `calibration.logit`
 
@@ -72,13 +73,18 @@ class KnownPast:
 
     @classmethod
     def create(
-        cls, directory: ModelDirectory, events: pl.DataFrame, task_name: str, moment: datetime
+        cls,
+        directory: ModelDirectory,
+        events: pl.DataFrame,
+        task_name: str,
+        moment: datetime,
+        signals: SignalVectors | None = None,
     ) -> KnownPast:
         """Read whole events of one subject up to a moment; see `attribution.occlude`."""
         task = task_named(task_name)
         directory.model.task_head(task.name)
         stream = order_of_knowing(events)
-        tokens = tokenize_events(events, directory.vocabulary, directory.scale)
+        tokens = directory.tokenize(events, signals=signals)
         if len(tokens.subject_id) != 1:
             raise InputError(
                 f"events of {len(tokens.subject_id)} subjects, not of one",
@@ -134,4 +140,6 @@ def pack_tokens(
         subject_id=np.repeat(tokens.subject_id, len(lengths)),
         birth_s=np.repeat(tokens.birth_s, len(lengths)),
         step=step,
+        signal=tokens.signal[at],
+        signals=tokens.signals,
     )

@@ -26,6 +26,7 @@ from tsfm.tokens.event_tokens import SubjectTokens
 
 TREND_FIELDS = ("since_hours", "repeated", "change", "increment", "rate")
 """Fields of a batch that look back at the token of the same code."""
+_OF_RECORDS = ("cu_seqlens", "subject_id", "signal_vectors")
 
 
 def hidden_without_each(past: KnownPast, max_tokens: int) -> Iterator[Tensor]:
@@ -92,7 +93,7 @@ def _changed_tokens(past: KnownPast) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     at_next = torch.from_numpy(left_out + 1)
     fields = {name: getattr(batch, name)[at_next] for name in Batch.__dataclass_fields__
-              if name not in ("cu_seqlens", "subject_id")}  # fmt: skip
+              if name not in _OF_RECORDS}  # fmt: skip
     fields["gap_hours"] = gap
     at_once = torch.from_numpy(later[repeated] == repeated + 1)
     for name in TREND_FIELDS:
@@ -122,7 +123,7 @@ def _after(tokens: SubjectTokens, step: NDArray[np.float32], before: NDArray, at
     packed = pack_tokens(tokens, step, pairs, lengths)
     return _loose(
         {name: getattr(packed, name)[packed.cu_seqlens[1:] - 1]
-         for name in Batch.__dataclass_fields__ if name not in ("cu_seqlens", "subject_id")},
+         for name in Batch.__dataclass_fields__ if name not in _OF_RECORDS},
         packed,
     )  # fmt: skip
 
@@ -130,7 +131,10 @@ def _after(tokens: SubjectTokens, step: NDArray[np.float32], before: NDArray, at
 def _loose(fields: dict[str, Tensor], like: Batch) -> Batch:
     """Tokens of one subject that are no record; only the embedding may read them."""
     borders = torch.tensor([0, len(fields["code"])])
-    return Batch(**fields, cu_seqlens=borders, subject_id=like.subject_id[:1])
+    return Batch(
+        **fields, cu_seqlens=borders, subject_id=like.subject_id[:1],
+        signal_vectors=like.signal_vectors,
+    )  # fmt: skip
 
 
 def _continue(

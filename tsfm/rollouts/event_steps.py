@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from tsfm.batches.batch import SECONDS_PER_HOUR, SECONDS_PER_YEAR, Batch
+from tsfm.tokens.signal_vectors import NO_SIGNAL
 from tsfm.tokens.value_scale import ValueScale
 
 _SECONDS_PER_DAY = 86400.0
@@ -186,8 +187,10 @@ class EventSteps:
             age_known=_float32(past.age_known[subject]),
             hour=_float32((time_s % _SECONDS_PER_DAY) / SECONDS_PER_HOUR),
             position=torch.from_numpy(past.length[subject] + n_sampled),
+            signal=torch.full((len(code),), NO_SIGNAL),
             cu_seqlens=torch.arange(len(code) + 1),
             subject_id=torch.from_numpy(past.subject_id[subject]),
+            signal_vectors=torch.zeros(0, 0, 0),
         )
 
     def _bins(self, code: NDArray[np.int64], value: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ from tsfm.kernels.heap import keep_freed_memory
 from tsfm.models.checkpoint import ModelDirectory
 from tsfm.tasks.cohorts import Followup, Task, follow_up_of
 from tsfm.tasks.registry import labels_of, task_named
-from tsfm.tokens.event_tokens import tokenize_events
+from tsfm.tokens.signal_vectors import SignalVectors, vectors_of
 from tsfm.tokens.vocabulary import EncodingCounts
 
 NO_KNOWN_EVENT = "no_event_known_by_then"
@@ -64,6 +64,7 @@ def score_events(
     task_name: str,
     *,
     followup: Followup | None = None,
+    signals: SignalVectors | None = None,
     max_tokens: int = 16384,
     progress: bool | None = None,
 ) -> ScoredCohort:
@@ -74,16 +75,20 @@ def score_events(
         root: Root of the event table.
         task_name: Task of the model.
         followup: Instead of what the data set says; touches the known outcomes, never the scores.
+        signals: Vectors of the waveforms; by default those of the data set.
         max_tokens: Tokens a batch.
         progress: Show a bar; None: on a terminal only.
 
     Raises:
-        ModelMismatch: The model was not fine-tuned for the task.
+        InputError: The model reads waveforms, and those of the data set are not encoded.
+        ModelMismatch: The model was not fine-tuned for the task, or the waveforms were encoded by
+            another encoder.
     """
     keep_freed_memory()
     task = task_named(task_name)
     model.model.task_head(task.name)
     followup = followup or follow_up_of(root)
+    signals = signals or vectors_of(root)
     counts = EncodingCounts()
     cohorts: list[pl.DataFrame] = []
     scores: list[pl.DataFrame] = []
@@ -95,7 +100,7 @@ def score_events(
         events = event_table.read_events(path)
         cohort = task.find_cohort(events, followup, task.rules)
         cohorts.append(cohort)
-        scores.append(_score_shard(model, task, events, cohort, counts, max_tokens))
+        scores.append(_score_shard(model, task, events, cohort, counts, max_tokens, signals))
     everyone = pl.concat(cohorts).sort(schema.SUBJECT_ID, "start_time", maintain_order=True)
     return ScoredCohort(
         task=task,
@@ -113,14 +118,12 @@ def _score_shard(
     cohort: pl.DataFrame,
     counts: EncodingCounts,
     max_tokens: int,
+    signals: SignalVectors | None,
 ) -> pl.DataFrame:
     index_stays = cohort.filter("eligible")
     subjects = index_stays[schema.SUBJECT_ID].unique()
-    tokens = tokenize_events(
-        events.filter(pl.col(schema.SUBJECT_ID).is_in(subjects.implode())),
-        model.vocabulary,
-        model.scale,
-    )
+    own = events.filter(pl.col(schema.SUBJECT_ID).is_in(subjects.implode()))
+    tokens = model.tokenize(own, signals=signals)
     counts.add(tokens.counts)
     index = CohortIndex.create(index_stays)
     incidence = np.full((index_stays.height, 2), np.nan, np.float32)

@@ -32,7 +32,8 @@ from tsfm.models.checkpoint import ModelDirectory
 from tsfm.tasks.cohorts import Task
 from tsfm.tasks.registry import task_named
 from tsfm.tasks.stays import hospital_stays, merge_stays
-from tsfm.tokens.event_tokens import order_of_knowing, tokenize_events
+from tsfm.tokens.event_tokens import order_of_knowing
+from tsfm.tokens.signal_vectors import SignalVectors, vectors_of
 
 START = "start_time"
 
@@ -57,6 +58,7 @@ def risk_course(
     *,
     subjects: Sequence[int] | None = None,
     every: timedelta | None = None,
+    signals: SignalVectors | None = None,
     max_tokens: int = 16_384,
 ) -> pl.DataFrame:
     """Course of the calibrated risk over every hospital stay.
@@ -70,6 +72,7 @@ def risk_course(
         task: Name of the task.
         subjects: Only these; by default all.
         every: Ask at regular moments of a stay, from its start on, instead of after each event.
+        signals: Vectors of the waveforms that the events point to; a root has its own.
         max_tokens: Tokens a batch.
 
     Returns:
@@ -90,13 +93,15 @@ def risk_course(
             "the time between two moments is not positive", code="bad_every", place="every",
             remedy="Use for example timedelta(hours=6).",
         )  # fmt: skip
+    if signals is None and not isinstance(events, pl.DataFrame):
+        signals = vectors_of(events)
     found = [pl.DataFrame(schema=COLUMNS)]
     for part in _parts(events):
         wanted = part
         if subjects is not None:
             wanted = part.filter(pl.col(schema.SUBJECT_ID).is_in(list(subjects)))
         if wanted.height:
-            found += _courses(directory, wanted, asked, every, max_tokens)
+            found += _courses(directory, wanted, asked, every, max_tokens, signals)
     return pl.concat(found).sort(schema.SUBJECT_ID, START, schema.TIME, maintain_order=True)
 
 
@@ -132,6 +137,7 @@ def _courses(
     task: Task,
     every: timedelta | None,
     max_tokens: int,
+    signals: SignalVectors | None,
 ) -> list[pl.DataFrame]:
     stays = merge_stays(hospital_stays(events)).filter("first")
     # A stay whose discharge is missing ends where the next one begins.
@@ -140,7 +146,7 @@ def _courses(
     owners = stays[schema.SUBJECT_ID].unique()
     events = events.filter(pl.col(schema.SUBJECT_ID).is_in(owners.implode()))
     stream = order_of_knowing(events)
-    tokens = tokenize_events(events, directory.vocabulary, directory.scale)
+    tokens = directory.tokenize(events, signals=signals)
     stream_us, codes = stream["_stream_us"].to_numpy(), stream[schema.CODE]
     step_us = None if every is None else every // timedelta(microseconds=1)
     courses: list[pl.DataFrame] = []

@@ -24,6 +24,7 @@ import polars as pl
 
 from tsfm import schema
 from tsfm.errors import FormatError, InputError, IntegrityError
+from tsfm.tokens.signal_vectors import FOLDER as SIGNALS_DIR
 
 FILE_NAME = "run.json"
 
@@ -214,8 +215,8 @@ def hash_files(root: str | Path, paths: Iterable[str | Path]) -> dict[str, str]:
 
 
 def hash_dataset(root: str | Path) -> dict[str, str]:
-    """Hashes of every event shard and metadata file of a data set."""
-    folders = (schema.data_dir(root), schema.metadata_dir(root))
+    """Hashes of every event shard, metadata file and table of waveforms' vectors of a data set."""
+    folders = (schema.data_dir(root), schema.metadata_dir(root), Path(root) / SIGNALS_DIR)
     return hash_files(
         root,
         (

@@ -18,6 +18,7 @@ from tsfm.errors import InputError
 from tsfm.models.checkpoint import ModelDirectory
 from tsfm.scoring.batch_score import ScoredCohort, score_events
 from tsfm.tasks.cohorts import Followup
+from tsfm.tokens.signal_vectors import SignalVectors
 
 
 class TrainedModel:
@@ -41,35 +42,40 @@ class TrainedModel:
         """Hash that names this model in every prediction."""
         return self.directory.hash
 
-    def score(self, events: Any, task: str) -> Any:
+    def score(self, events: Any, task: str, *, signals: SignalVectors | None = None) -> Any:
         """Score every eligible index stay.
 
         Args:
             events: Root of an event table, or a data frame of whole subjects.
             task: One of `tasks`.
+            signals: Vectors of the waveforms that a frame's events point to; a root has its own.
 
         Returns:
             Rows of `schema.SCORES`, in a frame of the kind that came in.
 
         Raises:
-            InputError: Not a path and not a data frame.
+            InputError: Not a path and not a data frame; or the model reads waveforms, and those
+                of the events are not encoded.
             ModelMismatch: The model was not fine-tuned for the task.
         """
         if isinstance(events, str | Path):
-            return self.score_cohort(events, task).scores
+            return self.score_cohort(events, task, signals=signals).scores
         frame, give_back = _read_frame(events)
         with tempfile.TemporaryDirectory(prefix="tsfm-") as folder:
             with event_table.EventWriter(folder, n_shards=1) as writer:
                 writer.add(frame)
                 writer.finish(dataset={"clock": "wall", "dates_shifted": True})
             scores = score_events(
-                self.directory, folder, task, followup=Followup("complete"), progress=False
-            ).scores
+                self.directory, folder, task, followup=Followup("complete"), progress=False,
+                signals=signals,
+            ).scores  # fmt: skip
         return give_back(scores)
 
-    def score_cohort(self, root: str | Path, task: str) -> ScoredCohort:
+    def score_cohort(
+        self, root: str | Path, task: str, *, signals: SignalVectors | None = None
+    ) -> ScoredCohort:
         """Scores with the cohort, the known labels and the coding counts."""
-        return score_events(self.directory, root, task)
+        return score_events(self.directory, root, task, signals=signals)
 
     def _repr_html_(self) -> str:
         return self.directory._repr_html_()

@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tsfm import codes, event_table, schema
+from tsfm.tokens.signal_vectors import NO_SIGNAL, SignalVectors
 from tsfm.tokens.value_scale import ValueScale
 from tsfm.tokens.vocabulary import EncodingCounts, Vocabulary
 
@@ -30,6 +31,7 @@ TOKEN_FIELDS: dict[str, str] = {
     "time_s": "float64",
     "lag_hours": "float32",
     "modality": "int8",
+    "signal": "int32",
 }
 """Per-token arrays and their types; the token store writes one file each."""
 
@@ -45,10 +47,12 @@ class SubjectTokens:
         time_s: (T,) when each fact became available, seconds on the data set's clock.
         lag_hours: (T,) hours from when the fact was true to when it was available.
         modality: (T,) 1 where the event points to a waveform, else 0.
+        signal: (T,) row of the waveform in `signals`, -1 where there is none or it was not encoded.
         subject_id: (S,) subjects in the order of their tokens.
         start: (S + 1,) borders of the subjects' tokens.
         birth_s: (S,) birth in seconds, NaN where unknown.
         counts: How faithfully the codes were encoded.
+        signals: Vectors of the waveforms, None where none are given.
     """
 
     code: NDArray[np.int32]
@@ -57,14 +61,20 @@ class SubjectTokens:
     time_s: NDArray[np.float64]
     lag_hours: NDArray[np.float32]
     modality: NDArray[np.int8]
+    signal: NDArray[np.int32]
     subject_id: NDArray[np.int64]
     start: NDArray[np.int64]
     birth_s: NDArray[np.float64]
     counts: EncodingCounts
+    signals: SignalVectors | None = None
 
 
 def tokenize_events(
-    events: pl.DataFrame, vocabulary: Vocabulary, scale: ValueScale
+    events: pl.DataFrame,
+    vocabulary: Vocabulary,
+    scale: ValueScale,
+    *,
+    signals: SignalVectors | None = None,
 ) -> SubjectTokens:
     """Tokenise whole subjects.
 
@@ -72,6 +82,8 @@ def tokenize_events(
         events: Event frame, every subject complete.
         vocabulary: Fitted vocabulary.
         scale: Fitted value scales of the same vocabulary.
+        signals: Vectors of the waveforms that the events point to; without them a waveform is told
+            by its code alone.
     """
     stream = order_of_knowing(events)
     ids, exact, counts = vocabulary.encode(stream[schema.CODE])
@@ -90,13 +102,23 @@ def tokenize_events(
         time_s=stream["_stream_us"].to_numpy() / _US_PER_SECOND,
         lag_hours=stream["_lag_hours"].to_numpy().astype(np.float32),
         modality=stream[schema.SIGNAL_ID].is_not_null().to_numpy().astype(np.int8),
+        signal=_signal_rows(stream[schema.SIGNAL_ID], signals),
         subject_id=subject[start[:-1]].astype(np.int64),
         start=start,
         birth_s=stream["_birth_us"].to_numpy()[start[:-1]].astype(np.float64) / _US_PER_SECOND
         if len(subject)
         else np.zeros(0),
         counts=counts,
+        signals=signals,
     )
+
+
+def _signal_rows(signal_id: pl.Series, signals: SignalVectors | None) -> NDArray[np.int32]:
+    rows = np.full(len(signal_id), NO_SIGNAL, np.int32)
+    there = signal_id.is_not_null().to_numpy()
+    if signals is not None and there.any():
+        rows[there] = signals.rows(signal_id.drop_nulls().to_list())
+    return rows
 
 
 def order_of_knowing(events: pl.DataFrame) -> pl.DataFrame:

@@ -2,9 +2,11 @@
 """The packed token store: one raw file a field, memory-mapped, plus the subjects' borders.
 
 `tokens/` holds `<field>.bin` (little-endian, see `TOKEN_FIELDS`), `subjects.parquet` (borders,
-birth, split), `vocabulary/` and `config.json`. Tokens of all subjects lie end to end; there
-is no padding to store or to skip. A store may be fitted (vocabulary and scales from its training
-subjects) or made with an existing vocabulary, so that another hospital's data meets a model's ids.
+birth, split), `vocabulary/`, `config.json`, and `signal_vectors/` where the data set's waveforms
+have been encoded. Tokens of all subjects lie end to end; there is no padding to store or to skip.
+
+A store may be fitted (vocabulary and scales from its training subjects) or made with an existing
+vocabulary, so that another hospital's data meets a model's ids.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from tsfm.tokens.event_tokens import (
     tokenize_events,
     training_counts,
 )
+from tsfm.tokens.signal_vectors import FOLDER as SIGNALS_DIR
+from tsfm.tokens.signal_vectors import SignalVectors, vectors_of
 from tsfm.tokens.value_scale import ValueScale, fit_value_scale
 from tsfm.tokens.vocabulary import EncodingCounts, Vocabulary, fit_vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: tokens point to vectors of waveforms
 VOCABULARY_DIR = "vocabulary"
 
 
@@ -47,6 +51,7 @@ class TokenStore:
         vocabulary: The codes' ids.
         scale: The values' scales.
         config: Counts and facts of the data set it was made from.
+        signals: Vectors of the waveforms that tokens point to, None without.
     """
 
     path: Path
@@ -55,6 +60,7 @@ class TokenStore:
     vocabulary: Vocabulary
     scale: ValueScale
     config: dict[str, Any]
+    signals: SignalVectors | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> TokenStore:
@@ -74,6 +80,11 @@ class TokenStore:
                 place=str(folder),
                 remedy="Make one with `tsfm tokenize`.",
             ) from error
+        if config.get("format_version") != FORMAT_VERSION:
+            raise ModelMismatch(
+                "a token store of another version", code="token_store_version", place=str(folder),
+                remedy="Make the store anew with `tsfm tokenize`.",
+            )  # fmt: skip
         vocabulary, scale = load_vocabulary(folder / VOCABULARY_DIR)
         if vocabulary.hash != config.get("vocabulary_hash"):
             raise ModelMismatch(
@@ -90,7 +101,8 @@ class TokenStore:
             for name, kind in TOKEN_FIELDS.items()
         }
         subjects = pl.read_parquet(folder / "subjects.parquet")
-        return cls(folder, fields, subjects, vocabulary, scale, config)
+        signals = vectors_of(folder) if config.get("signal_encoder") else None
+        return cls(folder, fields, subjects, vocabulary, scale, config, signals)
 
     def __len__(self) -> int:
         """Tokens in all."""
@@ -142,6 +154,9 @@ def build_token_store(
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary.save(folder / VOCABULARY_DIR)
     scale.save(folder / VOCABULARY_DIR)
+    signals = vectors_of(root)
+    if signals is not None:
+        signals.save(folder / SIGNALS_DIR)
 
     counts = EncodingCounts()
     subjects: list[pl.DataFrame] = []
@@ -155,7 +170,7 @@ def build_token_store(
         )
         for path in bar:
             shard = event_table.read_events(path)
-            tokens = tokenize_events(shard, vocabulary, scale)
+            tokens = tokenize_events(shard, vocabulary, scale, signals=signals)
             counts.add(tokens.counts)
             for name, kind in TOKEN_FIELDS.items():
                 array: NDArray[Any] = getattr(tokens, name)
@@ -183,6 +198,7 @@ def build_token_store(
         "n_unknown": counts.unknown,
         "vocabulary_hash": vocabulary.hash,
         "vocabulary_fitted": vocabulary_from is None,
+        "signal_encoder": signals.encoder_hash if signals is not None else None,
         "dataset_name": facts.get("dataset_name"),
         "data_as_of": facts.get("data_as_of"),
         "dates_shifted": facts.get("dates_shifted", False),

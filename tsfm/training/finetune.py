@@ -30,6 +30,7 @@ from tsfm.evaluation.calibration import fit_platt
 from tsfm.models.checkpoint import load_model, refuse_existing, save_model
 from tsfm.models.timeline import TimelineModel
 from tsfm.tasks.registry import Task, task_named
+from tsfm.tokens.signal_vectors import require_encoder
 from tsfm.tokens.token_store import TokenStore
 from tsfm.training.loop import TrainConfig, TrainResult, fingerprint, train
 from tsfm.training.losses import AdmissionTargets, LossWeights, pretraining_loss
@@ -90,6 +91,7 @@ def finetune(
             place=f"{tokens}, {model_dir}",
             remedy="Tokenize with `--vocabulary MODEL`.",
         )
+    require_encoder(store.signals, start.model.config.signal_encoder, place=str(tokens))
     known = cohort.filter(
         pl.col("eligible") & pl.col("outcome").is_not_null() & (pl.col("outcome_days") > 0)
     )

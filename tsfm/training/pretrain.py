@@ -50,6 +50,8 @@ class ModelParts:
         n_hazard_bins: Bins of their hazards at most; edges are quantiles of the event times.
         share_codes: Let code vectors share along their parents.
         descriptions: Code to text, whose words code vectors then share as well.
+        waveforms: Read waveforms, where the store has vectors of any.
+        waveform_dropout: Share of subjects whose waveforms are hidden in training.
     """
 
     memory_width: int = 128
@@ -61,6 +63,8 @@ class ModelParts:
     n_hazard_bins: int = 8
     share_codes: bool = False
     descriptions: Mapping[str, str] | None = None
+    waveforms: bool = True
+    waveform_dropout: float = 0.3
 
 
 def pretrain(
@@ -117,6 +121,14 @@ def pretrain(
         share_codes=parts.share_codes,
         code_words=WORD_BUCKETS if parts.share_codes and parts.descriptions else 0,
     )
+    if parts.waveforms and store.signals is not None:
+        model_config = replace(
+            model_config,
+            signal_vectors=store.signals.n_vectors,
+            signal_width=store.signals.width,
+            signal_dropout=parts.waveform_dropout,
+            signal_encoder=store.signals.encoder_hash,
+        )
     sample = None
     if model_config.hazard_codes:
         sample = _sample_occurrences(training, targets, model_config.hazard_codes, config)

@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ from tqdm import tqdm
 
 from tsfm.models.biosignal_encoder import BiosignalEncoder, lead_slots
 from tsfm.models.signal_grid import to_grid
+from tsfm.training.checkpoints import load_checkpoint, save_checkpoint
+from tsfm.training.loop import fingerprint
 from tsfm.training.optimizer import WeightAverage, learning_rate, make_optimizer
 
 
@@ -118,6 +121,7 @@ def fit_signal_classifier(
     leads: Sequence[str],
     training: SignalTraining,
     exclusive: bool = False,
+    checkpoint: Path | None = None,
     progress: bool = False,
 ) -> SignalClassifier:
     """Train a copy of an encoder, with a new head, on labelled records.
@@ -130,10 +134,15 @@ def fit_signal_classifier(
         leads: Name of each lead.
         training: How.
         exclusive: Exactly one label of a record holds (cross entropy); otherwise each by itself.
+        checkpoint: Folder that keeps the state after every epoch; a run of the same training that
+            was stopped goes on from it.
         progress: Show a bar.
 
     Returns:
         The classifier, in evaluation mode.
+
+    Raises:
+        ModelMismatch: The checkpoint is another training's.
     """
     torch.manual_seed(training.seed)
     model = SignalClassifier(copy.deepcopy(encoder), label.shape[1]).train()
@@ -147,9 +156,19 @@ def fit_signal_classifier(
         lambda i: learning_rate(i, n_steps=n_steps, warmup=max(1, n_steps // 10), peak=1.0),
     )
     average = WeightAverage(model, training.decay)
-    draws = torch.Generator().manual_seed(training.seed)
+    draws = torch.Generator()
     crop = round(training.crop_s * encoder.config.grid_hz)
-    for _ in tqdm(range(training.epochs), disable=not progress, desc="fine-tune", unit="epoch"):
+    first, run = 0, fingerprint(encoder.config, training, list(label.shape))
+    if checkpoint is not None and checkpoint.exists():
+        state, _ = load_checkpoint(
+            checkpoint, fingerprint=run, model=model, average=average, optimizer=optimizer
+        )
+        first = int(state["epoch"])
+        schedule.load_state_dict({**schedule.state_dict(), "last_epoch": first * n_batches})
+    bar = tqdm(total=training.epochs * n_batches, initial=first * n_batches,
+               disable=not progress, desc="train", unit="step")  # fmt: skip
+    for epoch in range(first, training.epochs):
+        draws.manual_seed(training.seed * 1_000_003 + epoch)
         order = torch.randperm(len(values), generator=draws)
         for rows in order.tensor_split(n_batches):
             x, there = augment(values[rows], known[rows], crop, training, draws)
@@ -164,6 +183,14 @@ def fit_signal_classifier(
             optimizer.step()
             schedule.step()
             average.update(model)
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if checkpoint is not None:
+            save_checkpoint(
+                checkpoint, model=model, average=average, optimizer=optimizer,
+                state={"fingerprint": run, "epoch": epoch + 1},
+            )  # fmt: skip
+    bar.close()
     model.load_state_dict(average.weights)
     return model.eval()
 

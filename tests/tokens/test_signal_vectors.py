@@ -1,0 +1,137 @@
+"""Vectors of waveforms come back as written, and tokens point to them by their event's record."""
+
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tsfm import event_table, schema
+from tsfm.batches.dataset import TokenDataset, batches_of
+from tsfm.errors import InputError, IntegrityError, ModelMismatch
+from tsfm.tokens.event_tokens import tokenize_events
+from tsfm.tokens.signal_vectors import (
+    FOLDER,
+    NO_SIGNAL,
+    SignalVectors,
+    require_encoder,
+    vectors_of,
+)
+from tsfm.tokens.token_store import TokenStore, build_token_store
+
+START = datetime(2150, 1, 1)
+
+
+def make_vectors(ids=("a", "b", "c"), seed=0):
+    rng = np.random.default_rng(seed)
+    return SignalVectors(tuple(ids), rng.normal(size=(len(ids), 2, 4)).astype(np.float32), "f" * 64)
+
+
+def make_events(signals):
+    """One subject a row of ids: an ECG an hour, and a lab between."""
+    rows = []
+    for subject, ids in enumerate(signals):
+        for hour, signal_id in enumerate(ids):
+            at = START + timedelta(hours=hour)
+            rows.append((subject, at, "ECG//12", signal_id))
+            rows.append((subject, at + timedelta(minutes=5), "LAB//X", None))
+    frame = pl.DataFrame(
+        rows, orient="row",
+        schema={schema.SUBJECT_ID: pl.Int64, schema.TIME: pl.Datetime("us"),
+                schema.CODE: pl.String, schema.SIGNAL_ID: pl.String},
+    )  # fmt: skip
+    return frame.select(
+        (pl.col(n).cast(k) if n in frame.columns else pl.lit(None, dtype=k)).alias(n)
+        for n, k in event_table.POLARS_EVENTS.items()
+    ).with_columns(pl.col(schema.TIME).alias(schema.AVAILABLE_TIME))
+
+
+def write_table(root, events, vectors=None):
+    with event_table.EventWriter(root, n_shards=2) as writer:
+        writer.add(events)
+        writer.finish(dataset={"clock": "wall", "dates_shifted": True})
+    if vectors is not None:
+        vectors.save(root / FOLDER)
+
+
+@pytest.mark.parametrize("ids", [("a", "b", "c"), ()])
+def test_what_is_written_comes_back(tmp_path, ids):
+    vectors = make_vectors(ids)
+    vectors.save(tmp_path / "v")
+    vectors.save(tmp_path / "v")  # a second run replaces the first
+    found = SignalVectors.open(tmp_path / "v")
+    assert found.signal_id == ids
+    assert found.encoder_hash == vectors.encoder_hash
+    assert np.array_equal(found.vectors, vectors.vectors)
+    assert found.vectors.shape[1:] == (2, 4)
+
+
+def test_rows_are_found_by_id():
+    rows = make_vectors().rows(["c", None, "a", "not encoded"])
+    assert rows.tolist() == [2, NO_SIGNAL, 0, NO_SIGNAL]
+
+
+def test_tables_that_are_none_are_refused(tmp_path):
+    with pytest.raises(InputError, match="stands twice"):
+        make_vectors(("a", "a"))
+    with pytest.raises(InputError, match="for 1 records"):
+        SignalVectors(("a",), np.zeros((2, 1, 1), np.float32), "h")
+    with pytest.raises(InputError, match="no vectors"):
+        SignalVectors.open(tmp_path)
+    assert vectors_of(tmp_path) is None
+    make_vectors().save(tmp_path / FOLDER)
+    with (tmp_path / FOLDER / "vectors.f32").open("ab") as file:
+        file.write(b"1234")
+    with pytest.raises(IntegrityError, match="can't be read"):
+        vectors_of(tmp_path)
+
+
+def test_another_encoders_vectors_are_refused():
+    require_encoder(make_vectors(), "", place="")
+    require_encoder(None, "e" * 64, place="")
+    require_encoder(make_vectors(), "f" * 64, place="")
+    with pytest.raises(ModelMismatch, match="another encoder"):
+        require_encoder(make_vectors(), "e" * 64, place="")
+
+
+def test_tokens_of_a_store_point_to_their_records(tmp_path):
+    vectors = make_vectors()
+    write_table(tmp_path / "events", make_events([["b", "not encoded"], ["a", "c", None]]), vectors)
+    store = build_token_store(tmp_path / "events", tmp_path / "tokens", min_count=1)
+    assert store.config["signal_encoder"] == vectors.encoder_hash
+    assert store.signals is not None
+    data = TokenDataset(store, None)
+    batch = data.batch(np.arange(len(data)))
+    at = batch.signal >= 0
+    assert batch.signal[at].tolist() == [0, 1, 2]
+    order = [1, 0, 2] if batch.subject_id.tolist() == [0, 1] else [0, 2, 1]
+    assert np.array_equal(batch.signal_vectors.numpy(), vectors.vectors[order])
+    assert batch.code[at].unique().numel() == 1
+    for token in batches_of(
+        tokenize_events(
+            event_table.sort_events(make_events([["b"]])), store.vocabulary, store.scale,
+            signals=vectors,
+        ),
+        store.scale, max_tokens=100,
+    ):  # fmt: skip
+        assert token.signal.tolist() == [0, NO_SIGNAL]
+        assert np.array_equal(token.signal_vectors[0].numpy(), vectors.vectors[1])
+
+
+def test_a_store_without_vectors_has_no_waveforms(tmp_path):
+    write_table(tmp_path / "events", make_events([["a", "b"]]))
+    store = build_token_store(tmp_path / "events", tmp_path / "tokens", min_count=1)
+    batch = TokenDataset(store, None).batch(np.array([0]))
+    assert store.signals is None
+    assert (batch.signal == NO_SIGNAL).all()
+    assert batch.signal_vectors.numel() == 0
+    assert (store.fields["modality"] == 1).sum() == 2
+
+
+def test_a_store_of_an_older_version_is_refused(tmp_path):
+    write_table(tmp_path / "events", make_events([["a"]]))
+    build_token_store(tmp_path / "events", tmp_path / "tokens", min_count=1)
+    config = tmp_path / "tokens" / "config.json"
+    config.write_text(config.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(ModelMismatch, match="another version"):
+        TokenStore.open(tmp_path / "tokens")
