@@ -36,3 +36,30 @@ def test_the_encoder_is_timed_beside_its_peers(repository: Path) -> None:
     assert found["ratio"] == pytest.approx(found["ms_net1d"] / found["ms_ours"], rel=0.01)
     assert found["ratio"] > 1.0
     assert found["parameters_ours"] < 4e6
+
+
+def test_views_of_one_ecg_are_compared(repository: Path) -> None:
+    printed, found = run(repository, "ecg_views.py")
+    assert found["order_moves"] < 1e-4
+    assert found["least_cosine"] > 0.9
+    assert len(found["leads_auroc"]) == 8
+    assert "hours" in printed
+
+
+@pytest.mark.slow
+def test_an_ecg_on_the_timeline_is_compared_with_late_fusion(repository: Path) -> None:
+    printed, found = run(repository, "waveform_timeline.py")
+    assert found["moved_by_later_ecgs"] == 0
+    assert "late fusion" in printed
+
+
+@pytest.mark.parametrize("script", ["train_ecg_encoder.py", "train_ecg_beats.py"])
+def test_the_shipped_weights_can_be_trained(repository: Path, tmp_path: Path, script: str) -> None:
+    folders = {"train_ecg_encoder.py": ["--out", str(tmp_path), "--save", str(tmp_path / "model")],
+               "train_ecg_beats.py": ["--out", str(tmp_path / "model")]}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", "--quick", *folders[script]],
+        cwd=repository, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "model" / "manifest.json").is_file()
