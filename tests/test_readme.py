@@ -12,6 +12,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tsfm.simulation.ecg_rhythm import VENTRICULAR
+
 TASK = "readmission_30d"
 
 
@@ -117,3 +119,21 @@ def test_the_examples_of_acting_on_risk_run_as_they_stand(
     assert set(found["answers"]) == set(found["tasks"])
     assert found["course"]["probability"].is_between(0, 1).all()
     assert found["why"].events.height > 0
+
+
+def test_the_examples_of_reading_signals_run_as_they_stand(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (repository / "docs" / "how-to" / "read-signals.md").read_text()
+    found: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(compile(block, "read-signals.md", "exec"), found)
+    printed = capsys.readouterr().out
+    assert printed.startswith("()\nswapped\n")
+    assert found["one"].shape == found["few"].shape == (1, 256)
+    assert (found["quality"].index[6:] > 0.5).mean() > 0.7
+    assert 65 < float(printed.splitlines()[4]) < 80
+    kinds = found["record"].beat_kinds
+    truth = (kinds == VENTRICULAR).sum()
+    assert truth > 1
+    assert (found["beats"].classes == "V").sum() == truth
