@@ -93,7 +93,7 @@ def find_pulses(ppg: npt.ArrayLike, *, fs_hz: float) -> Pulses:
     speed = np.asarray(np.nan_to_num(np.gradient(fast)) * fs_hz, np.float64)
     there = np.isfinite(fast)
     at = _upstrokes(speed, there, fs_hz)
-    moving = _unlike(np.nan_to_num(fast), at, fs_hz)
+    moving = _unlike(np.nan_to_num(np.asarray(fast, np.float64)), at, fs_hz)
     if moving.any():
         at = _merge(at, _chained(signal, there, fs_hz), moving, fs_hz)
     reach = round(_REACH_S * fs_hz)
