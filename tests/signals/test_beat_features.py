@@ -69,3 +69,10 @@ def test_one_lead_gives_the_same_names():
 def test_peaks_out_of_order_are_refused():
     with pytest.raises(InputError):
         read_beats(np.zeros(1000), [500, 100], fs_hz=360.0)
+
+
+def test_a_record_without_beats_has_no_features_but_their_names() -> None:
+    some = read_beats(np.random.default_rng(0).normal(size=(1, 3600)), [900, 1200], fs_hz=360.0)
+    none = read_beats(np.zeros((2, 3600)), [], fs_hz=360.0)
+    assert none.values.shape == (0, len(some.names))
+    assert none.names == some.names
