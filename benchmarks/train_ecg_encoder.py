@@ -151,7 +151,8 @@ def main() -> None:
         x = level(torch.from_numpy(real.signal_mv))
         q = model.predict(x, fs_hz=FS_HZ, leads=STANDARD_LEADS).numpy()[:, :n_super]
         scores["real"] = macro_auroc(real.label, q)
-        facts["macro AUROC, superclasses of 434 PTB-XL records"] = round(scores["real"], 4)
+        name = f"macro AUROC, superclasses of {len(real)} PTB-XL records"
+        facts[name] = round(scores["real"], 4)
         print(f"real, superclasses of PTB-XL{scores['real']:24.4f}")
     save_encoder(chosen.save, model.encoder, facts=facts, card=card(model.encoder, facts))
     told = {name.replace(" ", "_"): round(value, 4) for name, value in scores.items()}

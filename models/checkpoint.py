@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tsfm
-from tsfm import __version__, schema
+from tsfm import __version__
 from tsfm.errors import InputError, IntegrityError, ModelMismatch
 from tsfm.models.mamba import MambaConfig
 from tsfm.models.model_card import render_model_card
 from tsfm.models.timeline import MODEL_TYPE, TimelineConfig, TimelineModel
-from tsfm.tokens.event_tokens import SubjectTokens, tokenize_events
+from tsfm.tokens.event_tokens import SubjectTokens, tokenize_events, told_signals
 from tsfm.tokens.signal_vectors import SignalVectors, require_encoder
 from tsfm.tokens.token_store import VOCABULARY_DIR, load_vocabulary
 from tsfm.tokens.value_scale import ValueScale
@@ -75,19 +75,23 @@ class ModelDirectory:
             signals: Vectors of the waveforms that the events point to.
 
         Raises:
-            InputError: `no_signal_vectors`: the model reads waveforms, the events point to some,
-                and no vectors are given. A score without them would look like one with them.
+            InputError: `no_signal_vectors`: the model reads waveforms, and the events point to
+                some that nobody has encoded. A score without them would look like one with them.
             ModelMismatch: The vectors are another encoder's.
         """
         encoder = self.model.config.signal_encoder
         if not encoder:
             signals = None
-        elif signals is None and events[schema.SIGNAL_ID].is_not_null().any():
-            raise InputError(
-                "the model reads waveforms, and the events' waveforms are not encoded",
-                code="no_signal_vectors", place=str(self.path),
-                remedy="Encode them with `tsfm encode`, or set signal_id to null to go without.",
-            )  # fmt: skip
+        else:
+            code_class = signals.code_class if signals is not None else SignalVectors.code_class
+            asked = told_signals(events, code_class).drop_nulls().to_list()
+            missing = len(asked) if signals is None else signals.unexamined(asked)
+            if missing:
+                raise InputError(
+                    f"the model reads waveforms, and {missing} of the events' are not encoded",
+                    code="no_signal_vectors", place=str(self.path),
+                    remedy="Encode with `tsfm encode`, or set signal_id to null to go without.",
+                )  # fmt: skip
         require_encoder(signals, encoder, place=str(self.path))
         return tokenize_events(events, self.vocabulary, self.scale, signals=signals)
 

@@ -84,12 +84,13 @@ class EncoderDirectory:
         """(record, d_embedding) vectors of records, some at a time; see `encode`."""
         signal = torch.as_tensor(signal_mv, dtype=torch.float32)
         check_signal(signal, leads)
+        if not len(signal):
+            return np.zeros((0, self.encoder.config.d_embedding), np.float32)
         parts = [
             self.encode(part, fs_hz=fs_hz, leads=leads).embedding
             for part in signal.split(batch_size)
         ]
-        width = self.encoder.config.d_embedding
-        return torch.cat(parts).numpy() if parts else np.zeros((0, width), np.float32)
+        return torch.cat(parts).numpy()
 
     def _repr_html_(self) -> str:
         n = sum(p.numel() for p in self.encoder.parameters())

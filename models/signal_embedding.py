@@ -1,7 +1,7 @@
 """Waveforms among the tokens of a timeline: what an encoder saw becomes part of its event's token.
 
-A record of ECG or PPG is one event, so it is one token: its code says what was recorded and its
-times when, as for every event, and this room adds what the encoder saw. The few vectors of a record
+An ECG is one event, so it is one token: its code says what was recorded and its times when, as for
+every event, and this room adds what the encoder saw. The few vectors of a record
 are read together by one linear map behind a norm. It starts at nothing, so a model begins as if it
 had no waveforms.
 

@@ -93,8 +93,9 @@ def encode(
 ) -> None:
     """Encode the waveforms of a data set, so that a timeline can read them.
 
-    Vectors of every ECG are written to signal_vectors/ below the data set's root; `tsfm tokenize`
-    and `tsfm score` find them there. Run it again after new records were ingested.
+    Vectors of every record with a standard lead of an ECG are written to signal_vectors/ below the
+    data set's root; `tsfm tokenize` and `tsfm score` find them there. Run it again when the signals
+    have changed.
     """
     from tsfm.scoring.encode_signals import encode_signals
 

@@ -17,7 +17,7 @@ from tsfm.models.mamba import MambaConfig
 from tsfm.models.signal_checkpoint import save_encoder
 from tsfm.models.signal_grid import to_grid
 from tsfm.scoring.batch_score import score_events
-from tsfm.scoring.encode_signals import NO_LEAD, NO_UNIT, NOTHING, encode_signals
+from tsfm.scoring.encode_signals import NO_LEAD, NO_RATE, NO_UNIT, NOTHING, encode_signals
 from tsfm.scoring.trained_model import TrainedModel
 from tsfm.signals.shards import Lead, SignalWriter
 from tsfm.tasks.registry import find_cohort
@@ -66,15 +66,17 @@ def test_records_of_any_form_are_encoded_and_the_others_counted(tmp_path, encode
             [lead("PLETH", wave(), units="NU", modality="ppg")],
             [lead("II", wave(), units=None)],
             [lead("II", gap)],
+            [lead("II", wave(fs_hz=40.0), fs_hz=40.0)],
             [lead("II", wave(95.0, 250.0), 250.0), lead("III", wave(95.0, 125.0), 125.0)],
         ],
     )
     summary = encode_signals(tmp_path, encoder, progress=False)
     assert summary.encoded == 3
-    assert summary.left == {NO_LEAD: 1, NO_UNIT: 1, NOTHING: 1}
+    assert summary.left == {NO_LEAD: 1, NO_UNIT: 1, NOTHING: 1, NO_RATE: 1}
     assert "encoded" in summary.as_text()
     found = SignalVectors.open(tmp_path / FOLDER)
-    assert found.signal_id == ("s0", "s1", "s5")
+    assert found.signal_id == ("s0", "s1", "s6")
+    assert found.left == ("s2", "s3", "s4", "s5")
     assert found.vectors.shape == (3, 4 + 2, 8)
     assert found.encoder_hash == open_encoder(encoder).hash
     assert np.isfinite(found.vectors).all()
@@ -219,8 +221,12 @@ def test_a_waveform_that_is_known_later_moves_no_score(road):
 def test_a_score_is_never_given_as_if_there_were_no_waveforms(road, tmp_path):
     model = load_model(road / "model")
     events = pl.concat(list(event_table.scan_events(road / "events")))
-    with pytest.raises(InputError, match="not encoded"):
+    with pytest.raises(InputError, match="30 of the events' are not encoded"):
         TrainedModel(model).score(events, TASK)
+    some = SignalVectors.open(road / "events" / FOLDER)
+    fewer = SignalVectors(some.signal_id[1:], np.array(some.vectors)[1:], some.encoder_hash)
+    with pytest.raises(InputError, match="1 of the events' are not encoded"):
+        TrainedModel(model).score(events, TASK, signals=fewer)
     without = events.with_columns(pl.lit(None, pl.String).alias(schema.SIGNAL_ID))
     assert TrainedModel(model).score(without, TASK).height >= 40
     own = SignalVectors.open(road / "events" / FOLDER)
@@ -233,3 +239,8 @@ def test_a_run_names_the_vectors_it_read(road):
     from tsfm.scoring.run_manifest import hash_dataset
 
     assert f"{FOLDER}/vectors.f32" in hash_dataset(road / "events")
+
+
+def test_no_records_are_no_vectors(encoder):
+    found = open_encoder(encoder).embed(np.zeros((0, 1, 100)), fs_hz=100, leads=("II",))
+    assert found.shape == (0, 12)

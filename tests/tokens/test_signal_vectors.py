@@ -1,5 +1,6 @@
 """Vectors of waveforms come back as written, and tokens point to them by their event's record."""
 
+import shutil
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -14,6 +15,7 @@ from tsfm.tokens.signal_vectors import (
     FOLDER,
     NO_SIGNAL,
     SignalVectors,
+    hash_signals,
     require_encoder,
     vectors_of,
 )
@@ -134,4 +136,58 @@ def test_a_store_of_an_older_version_is_refused(tmp_path):
     config = tmp_path / "tokens" / "config.json"
     config.write_text(config.read_text().replace('"format_version": 2', '"format_version": 1'))
     with pytest.raises(ModelMismatch, match="another version"):
+        TokenStore.open(tmp_path / "tokens")
+
+
+def test_only_the_events_of_its_kind_are_told(tmp_path):
+    """A record of ECG and PPG gives two events with one id; the vectors are the ECG's."""
+    events = make_events([["a"]])
+    ppg = events.filter(pl.col(schema.CODE) == "ECG//12").with_columns(
+        pl.lit("PPG").alias(schema.CODE)
+    )
+    vectors = make_vectors()
+    write_table(tmp_path / "events", pl.concat([events, ppg]), vectors)
+    store = build_token_store(tmp_path / "events", tmp_path / "tokens", min_count=1)
+    told = [store.vocabulary.codes[c] for c in store.fields["code"][store.fields["signal"] >= 0]]
+    assert told == ["ECG//12"]
+    assert (store.fields["modality"] == 1).sum() == 2
+
+
+def test_vectors_of_signals_that_have_changed_are_refused(tmp_path):
+    (tmp_path / "signals").mkdir()
+    manifest = tmp_path / "signals" / "manifest.json"
+    manifest.write_text("{}")
+    old = make_vectors()
+    SignalVectors(
+        old.signal_id, old.vectors, old.encoder_hash, signals_hash=hash_signals(tmp_path)
+    ).save(tmp_path / FOLDER)
+    assert vectors_of(tmp_path) is not None
+    manifest.write_text('{"files": {}}')
+    with pytest.raises(ModelMismatch, match="have changed"):
+        vectors_of(tmp_path)
+
+
+def test_records_that_had_nothing_to_encode_are_known_as_such(tmp_path):
+    some = make_vectors()
+    SignalVectors(some.signal_id, some.vectors, "h", left=("d",)).save(tmp_path / "v")
+    found = SignalVectors.open(tmp_path / "v")
+    assert found.left == ("d",)
+    assert found.rows(["d", "a"]).tolist() == [NO_SIGNAL, 0]
+    assert found.unexamined(["a", "d", "e", "f"]) == 2
+
+
+def test_a_store_that_lost_its_vectors_is_refused(tmp_path):
+    write_table(tmp_path / "events", make_events([["a"]]), make_vectors())
+    store = build_token_store(tmp_path / "events", tmp_path / "tokens", min_count=1)
+    with pytest.raises(ModelMismatch, match="another encoder"):
+        store.require_model(store.vocabulary.hash, "0" * 64)
+    make_vectors(("z",)).save(tmp_path / "tokens" / FOLDER)
+    TokenStore.open(tmp_path / "tokens")  # as many rows as are pointed to
+    SignalVectors(("z",), np.zeros((1, 2, 4), np.float32), "other").save(
+        tmp_path / "tokens" / FOLDER
+    )
+    with pytest.raises(ModelMismatch, match="not those"):
+        TokenStore.open(tmp_path / "tokens")
+    shutil.rmtree(tmp_path / "tokens" / FOLDER)
+    with pytest.raises(InputError, match="no vectors"):
         TokenStore.open(tmp_path / "tokens")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tsfm.errors import ModelMismatch
 from tsfm.models.biosignal_encoder import BiosignalConfig, BiosignalEncoder
 from tsfm.training.signal_classifier import SignalTraining, augment, fit_signal_classifier
 
@@ -70,3 +71,22 @@ def test_without_changes_a_crop_is_a_stretch_of_the_record():
     known = torch.ones(4, 1, 200, dtype=torch.bool)
     x, _ = augment(values, known, 50, still, torch.Generator().manual_seed(1))
     assert x.diff(dim=-1).sub(1).abs().max() == pytest.approx(0, abs=1e-3)
+
+
+def test_a_checkpoint_goes_on_and_is_no_other_trainings(tmp_path):
+    signal, label = _records()
+    ask = {"fs_hz": 100, "leads": ("I", "II")}
+
+    def fit(label, epochs, checkpoint=None):
+        torch.manual_seed(0)
+        how = SignalTraining(epochs=epochs, batch_size=16, crop_s=2.0, decay=0.9)
+        return fit_signal_classifier(
+            BiosignalEncoder(SMALL), signal, label, training=how, checkpoint=checkpoint, **ask
+        )
+
+    once = fit(label, 2, tmp_path / "c").predict(signal, **ask)
+    again = fit(label, 2, tmp_path / "c").predict(signal, **ask)
+    torch.testing.assert_close(once, again)
+    torch.testing.assert_close(once, fit(label, 2).predict(signal, **ask))
+    with pytest.raises(ModelMismatch, match="other data"):
+        fit(1 - label, 2, tmp_path / "c")

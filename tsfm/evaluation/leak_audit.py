@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from tsfm import codes, event_table, schema
 from tsfm.errors import InputError
 from tsfm.tokens.event_tokens import TOKEN_FIELDS
+from tsfm.tokens.signal_vectors import SignalVectors
 from tsfm.tokens.token_store import TokenStore, build_token_store
 
 VALUES, CODES, TIMES, ADDED, REMOVED = "values", "codes", "times", "added", "removed"
@@ -163,7 +164,7 @@ def alter_later(
     return event_table.sort_events(pl.concat([kept, later.select(events.columns)])), counts
 
 
-def stream_scorer(vocabulary_from: str | Path) -> Scorer:
+def stream_scorer(vocabulary_from: str | Path, *, signals: SignalVectors | None = None) -> Scorer:
     """A scorer whose numbers are the tokens themselves, so that `audit_leaks` audits token stores.
 
     The events are written as an event table and tokenised anew; for each row of the cohort the
@@ -171,6 +172,7 @@ def stream_scorer(vocabulary_from: str | Path) -> Scorer:
 
     Args:
         vocabulary_from: Folder with the `vocabulary/` to use; see `build_token_store`.
+        signals: Vectors of the waveforms that the events point to.
     """
 
     def score(events: pl.DataFrame, cohort: pl.DataFrame) -> NDArray[np.uint64]:
@@ -180,8 +182,9 @@ def stream_scorer(vocabulary_from: str | Path) -> Scorer:
                 writer.add(events)
                 writer.finish(dataset={})
             store = build_token_store(
-                root / "events", root / "tokens", vocabulary_from=vocabulary_from
-            )
+                root / "events", root / "tokens", vocabulary_from=vocabulary_from,
+                signals=signals,
+            )  # fmt: skip
             return stream_digests(store, cohort)
 
     return score

@@ -1,9 +1,9 @@
 """Run an encoder over a data set's waveforms, so that their events' tokens can say what it saw.
 
-Every record of the signal store that has a lead the encoder knows gets a few vectors, see
-`token_vectors`. They are written once (`tsfm.tokens.signal_vectors`) and read by tokenising,
-training and scoring. A record is known when it has ended, as its event's `available_time` says, so
-vectors of the whole record leak nothing.
+Every record of the signal store that has one of the twelve standard leads, in volts or a part of
+them, gets a few vectors, see `token_vectors`. They are written once
+(`tsfm.tokens.signal_vectors`) and read by tokenising, training and scoring. A record is known when
+it has ended, as its event's `available_time` says, so vectors of the whole record leak nothing.
 
 Records are read in windows, so that a week-long one needs no more memory than a short one; its
 vectors are the windows' means, weighted by how much of each was measured. Records that have nothing
@@ -30,9 +30,10 @@ from tsfm.models.biosignal_encoder import SLOTS, lead_slots
 from tsfm.models.encoder_directory import EncoderDirectory, level, open_encoder, token_vectors
 from tsfm.models.signal_grid import MAX_HZ, MIN_HZ, to_grid
 from tsfm.signals.store import STANDARD_LEADS, SignalStore
-from tsfm.tokens.signal_vectors import FOLDER, SignalVectors
+from tsfm.tokens.signal_vectors import FOLDER, SignalVectors, hash_signals
 
-NO_LEAD, NO_UNIT, NOTHING = "no_lead_of_an_ecg", "no_electric_unit", "nothing_measured"
+NO_LEAD, NO_UNIT, NO_RATE = "no_standard_lead", "no_electric_unit", "rate_out_of_range"
+NOTHING = "nothing_measured"
 _LEAST_S = 1.0
 _MOST_WAITING = 8  # batches of windows of different forms
 _TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3, "nv": 1e-6}
@@ -115,8 +116,11 @@ def encode_signals(
     there = np.flatnonzero(sums.weight > 0)
     summary.encoded = len(there)
     vectors = sums.total[there] / sums.weight[there, None, None]
-    found = SignalVectors(tuple(names[i] for i in there), vectors, directory.hash)
-    found.save(Path(root) / FOLDER)
+    left = np.flatnonzero(sums.weight == 0)
+    SignalVectors(
+        tuple(names[i] for i in there), vectors, directory.hash,
+        left=tuple(names[i] for i in left), signals_hash=hash_signals(root),
+    ).save(Path(root) / FOLDER)  # fmt: skip
     return summary
 
 
@@ -163,11 +167,11 @@ def _known_leads(leads: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
         pl.Series("_slot", slot), pl.Series("_mv", unit, dtype=pl.Float64)
     )  # fmt: skip
     ecg = table.filter((pl.col("_slot") != other) & (pl.col("_slot") < len(STANDARD_LEADS)))
-    electric = ecg.filter(
-        pl.col("_mv").is_not_null() & pl.col("fs_hz").is_between(MIN_HZ, MAX_HZ)
-    ).unique("_slot", keep="first", maintain_order=True)
-    reason = None if electric.height else NO_UNIT if ecg.height else NO_LEAD
-    return electric, reason
+    electric = ecg.filter(pl.col("_mv").is_not_null())
+    read = electric.filter(pl.col("fs_hz").is_between(MIN_HZ, MAX_HZ))
+    read = read.unique("_slot", keep="first", maintain_order=True)
+    reason = NO_RATE if electric.height else NO_UNIT if ecg.height else NO_LEAD
+    return read, None if read.height else reason
 
 
 def _windows(
@@ -195,5 +199,5 @@ def _windows(
         longest = max(len(values) for values, _ in parts)
         padded = [[F.pad(x, (0, longest - len(x))) for x in part] for part in parts]
         known = torch.stack([there for _, there in padded])
-        if known.sum() >= _LEAST_S * grid_hz:
+        if known.any(0).sum() >= _LEAST_S * grid_hz:
             yield _Window(record, torch.stack([values for values, _ in padded]), known)

@@ -269,7 +269,10 @@ def _alike(windows: Signal, columns: dict[str, Signal]) -> dict[str, Signal]:
     told = np.stack([np.minimum(columns[name], 3.0) for name in _OF_ALIKE], 1).astype(np.float32)
     told = np.concatenate([told, (told[:, :1] < 0.88).astype(np.float32)], 1)
     found = {}
-    for kind, shape in (("qrs", windows[:, :, qrs].reshape(len(windows), 2 * int(qrs.sum()))), ("p", wave)):
+    for kind, shape in (
+        ("qrs", windows[:, :, qrs].reshape(len(windows), 2 * int(qrs.sum()))),
+        ("p", wave),
+    ):
         mean, share = _over_alike(shape.astype(np.float32), told)
         found[f"{kind}_alike"] = share
         for i, name in enumerate((*_OF_ALIKE, "early")):

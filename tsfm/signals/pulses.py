@@ -84,7 +84,7 @@ def find_pulses(ppg: npt.ArrayLike, *, fs_hz: float) -> Pulses:
             f"a signal of shape {signal.shape} at {fs_hz:g} Hz", code="bad_signal_shape",
             place="ppg", remedy="Give one channel at 20 Hz or more.",
         )  # fmt: skip
-    if not np.isfinite(signal).any():
+    if len(signal) < 2 or not np.isfinite(signal).any():
         none, empty = np.zeros(0, np.int64), np.zeros(0)
         return Pulses(none, none, none, empty, empty, empty, empty)
     low, high = _BAND_HZ

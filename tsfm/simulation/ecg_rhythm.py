@@ -67,7 +67,9 @@ def draw_beats(rng: np.random.Generator, findings: EcgFindings, *, duration_s: f
             remedy="Give some seconds.",
         )  # fmt: skip
     mean_s = 60.0 / findings.heart_rate_bpm
-    n = math.ceil((duration_s + 2 * _MARGIN_S) / mean_s) + 5
+    n = math.ceil((duration_s + 2 * _MARGIN_S) / mean_s)
+    # Early beats shorten the train by a share of their interval, which is not always paid back.
+    n += max(5, math.ceil(n * 0.5 * (findings.atrial_ectopy + findings.ventricular_ectopy)))
     breaths_hz, phase = rng.uniform(0.15, 0.35), rng.uniform(0, 2 * np.pi)
     flutter_hz = 0.0
     if findings.rhythm == "atrial_fibrillation":

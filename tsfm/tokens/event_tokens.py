@@ -102,7 +102,7 @@ def tokenize_events(
         time_s=stream["_stream_us"].to_numpy() / _US_PER_SECOND,
         lag_hours=stream["_lag_hours"].to_numpy().astype(np.float32),
         modality=stream[schema.SIGNAL_ID].is_not_null().to_numpy().astype(np.int8),
-        signal=_signal_rows(stream[schema.SIGNAL_ID], signals),
+        signal=_signal_rows(stream, signals),
         subject_id=subject[start[:-1]].astype(np.int64),
         start=start,
         birth_s=stream["_birth_us"].to_numpy()[start[:-1]].astype(np.float64) / _US_PER_SECOND
@@ -113,11 +113,18 @@ def tokenize_events(
     )
 
 
-def _signal_rows(signal_id: pl.Series, signals: SignalVectors | None) -> NDArray[np.int32]:
-    rows = np.full(len(signal_id), NO_SIGNAL, np.int32)
-    there = signal_id.is_not_null().to_numpy()
-    if signals is not None and there.any():
-        rows[there] = signals.rows(signal_id.drop_nulls().to_list())
+def told_signals(stream: pl.DataFrame, code_class: str) -> pl.Series:
+    """(event,) id of the waveform whose vectors belong to the event, null for all others."""
+    own = pl.col(schema.CODE).str.split(codes.SEPARATOR).list.first() == code_class
+    return stream.select(pl.when(own).then(pl.col(schema.SIGNAL_ID))).to_series()
+
+
+def _signal_rows(stream: pl.DataFrame, signals: SignalVectors | None) -> NDArray[np.int32]:
+    rows = np.full(stream.height, NO_SIGNAL, np.int32)
+    if signals is not None:
+        ids = told_signals(stream, signals.code_class)
+        there = ids.is_not_null().to_numpy()
+        rows[there] = signals.rows(ids.drop_nulls().to_list())
     return rows
 
 

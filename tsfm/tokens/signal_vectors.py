@@ -7,15 +7,20 @@ their event's `signal_id`. So neither tokenising nor training touches a sample, 
 needed to read it.
 
 Below the root of a data set, `signal_vectors/` holds `vectors.f32` (little-endian, one block of
-`n_vectors` x `width` a record), `index.parquet` (the records' ids, in order) and `config.json` (the
-shape, and the hash of the encoder: vectors of two encoders mean different things and never mix).
+`n_vectors` x `width` a record), `index.parquet` (the records' ids, those with vectors first and in
+order, then those that had nothing to encode) and `config.json`: the shape; the hash of the encoder,
+since vectors of two encoders mean different things and never mix; the hash of the signal store,
+since records that came or changed later are not in the table; and the class of the events that the
+vectors belong to. A record of ECG and PPG gives an event of each, and only the ECG's is told.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +36,7 @@ from tsfm.errors import InputError, IntegrityError, ModelMismatch
 
 FOLDER = "signal_vectors"
 NO_SIGNAL = -1
+_ECG = "ECG"
 _REMEDY = "Make them anew with `tsfm encode`."
 
 
@@ -42,11 +48,17 @@ class SignalVectors:
         signal_id: Ids of the records, in order.
         vectors: (record, n_vectors, width) float32.
         encoder_hash: Hash of the encoder's model directory.
+        left: Ids of records that had nothing to encode.
+        signals_hash: Hash of the signal store's manifest; empty where it is not known.
+        code_class: First part of the codes of the events that are told.
     """
 
     signal_id: tuple[str, ...]
     vectors: NDArray[np.float32]
     encoder_hash: str
+    left: tuple[str, ...] = ()
+    signals_hash: str = ""
+    code_class: str = _ECG
 
     def __post_init__(self) -> None:
         """Refuse vectors that are no table of these records.
@@ -60,7 +72,7 @@ class SignalVectors:
                 code="bad_signal_vectors", place="vectors",
                 remedy="Give (record, vector, width) and an id for each record.",
             )  # fmt: skip
-        if len(self._row) != len(self.signal_id):
+        if len(self._row) != len(self.signal_id) + len(self.left):
             raise InputError(
                 "a record stands twice", code="repeated_signal", place="signal_id",
                 remedy="Give each record once.",
@@ -83,8 +95,10 @@ class SignalVectors:
         try:
             config = json.loads((folder / "config.json").read_text())
             n_vectors, width = int(config["n_vectors"]), int(config["width"])
-            encoder_hash = str(config["encoder_hash"])
-            ids = tuple(str(x) for x in pl.read_parquet(folder / "index.parquet").to_series())
+            hashes = str(config["encoder_hash"]), str(config["signals_hash"])
+            every = tuple(str(x) for x in pl.read_parquet(folder / "index.parquet").to_series())
+            ids = every[: int(config["n_records"])]
+            code_class = str(config["code_class"])
             path = folder / "vectors.f32"
             shape = (len(ids), n_vectors, width)
             if path.stat().st_size != 4 * len(ids) * n_vectors * width:
@@ -97,24 +111,27 @@ class SignalVectors:
                 "the vectors of waveforms can't be read", code="bad_signal_vectors",
                 place=str(folder), remedy=_REMEDY,
             ) from error  # fmt: skip
-        return cls(ids, vectors, encoder_hash)
+        return cls(ids, vectors, hashes[0], every[len(ids) :], hashes[1], code_class)
 
     def save(self, folder: str | Path) -> None:
         """Write the table; a reader sees all of it or none. An older one is replaced."""
         folder = Path(folder)
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         np.ascontiguousarray(self.vectors, "<f4").tofile(temporary / "vectors.f32")
-        ids = pl.Series(schema.SIGNAL_ID, list(self.signal_id), dtype=pl.String)
+        ids = pl.Series(schema.SIGNAL_ID, [*self.signal_id, *self.left], dtype=pl.String)
         pl.DataFrame([ids]).write_parquet(temporary / "index.parquet")
         config: dict[str, Any] = {
             "n_vectors": self.vectors.shape[1], "width": self.vectors.shape[2],
-            "encoder_hash": self.encoder_hash,
+            "n_records": len(self.signal_id), "encoder_hash": self.encoder_hash,
+            "signals_hash": self.signals_hash, "code_class": self.code_class,
         }  # fmt: skip
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
+        old = temporary.with_name(f"{temporary.name}-old")
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
 
     @property
     def n_vectors(self) -> int:
@@ -130,15 +147,39 @@ class SignalVectors:
         """Row of each record; `NO_SIGNAL` for None and for a record that was not encoded."""
         return np.array([self._row.get(name, NO_SIGNAL) for name in signal_id], np.int32)
 
+    def unexamined(self, signal_id: Iterable[str]) -> int:
+        """Records among these that nobody has tried to encode."""
+        return sum(name not in self._row for name in signal_id)
+
     @cached_property
     def _row(self) -> dict[str | None, int]:
-        return {name: i for i, name in enumerate(self.signal_id)}
+        rows: dict[str | None, int] = dict.fromkeys(self.left, NO_SIGNAL)
+        return rows | {name: i for i, name in enumerate(self.signal_id)}
 
 
 def vectors_of(root: str | Path) -> SignalVectors | None:
-    """Vectors of a data set's waveforms, None where none were made."""
+    """Vectors of a data set's waveforms, None where none were made.
+
+    Raises:
+        ModelMismatch: `signals_changed`: they are of other signals than the data set holds.
+        IntegrityError: Their files do not belong together.
+    """
     folder = Path(root) / FOLDER
-    return SignalVectors.open(folder) if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    found = SignalVectors.open(folder)
+    if found.signals_hash != hash_signals(root):
+        raise ModelMismatch(
+            "the data set's signals have changed since they were encoded", code="signals_changed",
+            place=str(folder), remedy=_REMEDY,
+        )  # fmt: skip
+    return found
+
+
+def hash_signals(root: str | Path) -> str:
+    """sha256 of the signal store's manifest, empty where there is no store."""
+    path = Path(root) / "signals" / "manifest.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def require_encoder(signals: SignalVectors | None, encoder_hash: str, *, place: str) -> None:

@@ -32,7 +32,7 @@ from tsfm.tokens.event_tokens import (
     training_counts,
 )
 from tsfm.tokens.signal_vectors import FOLDER as SIGNALS_DIR
-from tsfm.tokens.signal_vectors import SignalVectors, vectors_of
+from tsfm.tokens.signal_vectors import SignalVectors, require_encoder, vectors_of
 from tsfm.tokens.value_scale import ValueScale, fit_value_scale
 from tsfm.tokens.vocabulary import EncodingCounts, Vocabulary, fit_vocabulary
 
@@ -101,12 +101,48 @@ class TokenStore:
             for name, kind in TOKEN_FIELDS.items()
         }
         subjects = pl.read_parquet(folder / "subjects.parquet")
-        signals = vectors_of(folder) if config.get("signal_encoder") else None
+        signals = None
+        if config.get("signal_encoder"):
+            signals = SignalVectors.open(folder / SIGNALS_DIR)
+            last = int(fields["signal"].max(initial=-1))
+            if signals.encoder_hash != config["signal_encoder"] or last >= len(signals.signal_id):
+                raise ModelMismatch(
+                    "the token store's vectors of waveforms are not those it was written with",
+                    code="signal_vectors_mismatch", place=str(folder),
+                    remedy="Make the store anew with `tsfm tokenize`.",
+                )  # fmt: skip
         return cls(folder, fields, subjects, vocabulary, scale, config, signals)
 
     def __len__(self) -> int:
         """Tokens in all."""
         return int(self.config["n_tokens"])
+
+    def require_model(self, vocabulary_hash: str, signal_encoder: str) -> None:
+        """Check that a model may read this store.
+
+        Args:
+            vocabulary_hash: The model's vocabulary.
+            signal_encoder: The encoder of the waveforms that it reads, empty for none.
+
+        Raises:
+            ModelMismatch: Another vocabulary or encoder.
+            InputError: `no_signal_vectors`: the model reads waveforms, the store has some, and they
+                are not encoded.
+        """
+        if self.vocabulary.hash != vocabulary_hash:
+            raise ModelMismatch(
+                "the token store and the model have different vocabularies",
+                code="vocabulary_mismatch",
+                place=str(self.path),
+                remedy="Tokenize with `--vocabulary MODEL`.",
+            )
+        require_encoder(self.signals, signal_encoder, place=str(self.path))
+        if signal_encoder and self.signals is None and bool(self.fields["modality"].any()):
+            raise InputError(
+                "the model reads waveforms, and those of the token store are not encoded",
+                code="no_signal_vectors", place=str(self.path),
+                remedy="Encode them with `tsfm encode`, then make the store anew.",
+            )  # fmt: skip
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -128,6 +164,7 @@ def build_token_store(
     *,
     vocabulary_from: str | Path | None = None,
     min_count: int = 10,
+    signals: SignalVectors | None = None,
 ) -> TokenStore:
     """Tokenise an event table.
 
@@ -137,6 +174,7 @@ def build_token_store(
         vocabulary_from: Folder with a `vocabulary/` to use (a model or another store); by default
             one is fitted on the training subjects.
         min_count: Rarer codes take their parent's id, when fitting.
+        signals: Vectors of the waveforms; by default those of the data set.
     """
     folder = Path(out)
     if (folder / "config.json").exists():
@@ -154,7 +192,7 @@ def build_token_store(
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary.save(folder / VOCABULARY_DIR)
     scale.save(folder / VOCABULARY_DIR)
-    signals = vectors_of(root)
+    signals = signals or vectors_of(root)
     if signals is not None:
         signals.save(folder / SIGNALS_DIR)
 

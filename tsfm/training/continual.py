@@ -109,10 +109,12 @@ def continual_finetune(
     new, old = second, first
     site = open_site(
         new.tokens, new.cohorts, vocabulary_hash=start.vocabulary.hash,
+        signal_encoder=start.model.config.signal_encoder,
         hidden_tokens=new.hidden_tokens,
     )  # fmt: skip
     earlier = open_site(
         old.tokens, old.cohorts, vocabulary_hash=start.vocabulary.hash,
+        signal_encoder=start.model.config.signal_encoder,
         hidden_tokens=old.hidden_tokens, first_key=site.views[-1].end_key,
     )  # fmt: skip
     before = task_losses(start.model, earlier, schema.TUNING)

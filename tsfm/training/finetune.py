@@ -25,12 +25,11 @@ from torch import Tensor
 from tsfm import schema
 from tsfm.batches.batch import Batch
 from tsfm.batches.dataset import CohortIndex, TokenDataset
-from tsfm.errors import InputError, ModelMismatch
+from tsfm.errors import InputError
 from tsfm.evaluation.calibration import fit_platt
 from tsfm.models.checkpoint import load_model, refuse_existing, save_model
 from tsfm.models.timeline import TimelineModel
 from tsfm.tasks.registry import Task, task_named
-from tsfm.tokens.signal_vectors import require_encoder
 from tsfm.tokens.token_store import TokenStore
 from tsfm.training.loop import TrainConfig, TrainResult, fingerprint, train
 from tsfm.training.losses import AdmissionTargets, LossWeights, pretraining_loss
@@ -75,7 +74,7 @@ def finetune(
         progress: Show a bar; None: on a terminal only.
 
     Raises:
-        ModelMismatch: The store's vocabulary is not the model's.
+        ModelMismatch: The store's vocabulary, or the encoder of its waveforms, is not the model's.
         InputError: No eligible stay with a known outcome in training or tuning, or the output
             folder is not empty.
     """
@@ -84,14 +83,7 @@ def finetune(
     refuse_existing(out)
     start = load_model(model_dir)
     store = TokenStore.open(tokens)
-    if store.vocabulary.hash != start.vocabulary.hash:
-        raise ModelMismatch(
-            "the token store and the model have different vocabularies",
-            code="vocabulary_mismatch",
-            place=f"{tokens}, {model_dir}",
-            remedy="Tokenize with `--vocabulary MODEL`.",
-        )
-    require_encoder(store.signals, start.model.config.signal_encoder, place=str(tokens))
+    store.require_model(start.vocabulary.hash, start.model.config.signal_encoder)
     known = cohort.filter(
         pl.col("eligible") & pl.col("outcome").is_not_null() & (pl.col("outcome_days") > 0)
     )

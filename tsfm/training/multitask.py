@@ -89,8 +89,9 @@ def multitask_finetune(
     refuse_existing(out)
     start = load_model(model_dir)
     site = open_site(
-        tokens, cohorts, vocabulary_hash=start.vocabulary.hash, hidden_tokens=hidden_tokens
-    )
+        tokens, cohorts, vocabulary_hash=start.vocabulary.hash, hidden_tokens=hidden_tokens,
+        signal_encoder=start.model.config.signal_encoder,
+    )  # fmt: skip
     training = site.patients(schema.TRAIN)
     torch.manual_seed(config.train.seed)
     model = with_heads(start.model, site.questions, training)

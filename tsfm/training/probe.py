@@ -228,6 +228,7 @@ def frozen_states(
     start = load_model(model_dir)
     site = open_site(
         tokens, {task_name: cohort}, vocabulary_hash=start.vocabulary.hash,
+        signal_encoder=start.model.config.signal_encoder,
         hidden_tokens=hidden_tokens,
     )  # fmt: skip
     question = site.questions[0]

@@ -32,12 +32,13 @@ from tsfm import event_table, schema
 from tsfm.batches.batch import Batch
 from tsfm.batches.dataset import CohortIndex, PredictionPoints
 from tsfm.batches.patient_views import PatientViews, View
-from tsfm.errors import InputError, ModelMismatch
+from tsfm.errors import InputError
 from tsfm.models.timeline import TimelineModel
 from tsfm.tasks.class_tasks import CENSORED, ClassTask, class_labels_of
 from tsfm.tasks.cohorts import Task
 from tsfm.tasks.comorbidity import COMORBIDITY, HIDDEN, hide_history
 from tsfm.tasks.registry import any_task_named
+from tsfm.tokens.signal_vectors import vectors_of
 from tsfm.tokens.token_store import TokenStore, build_token_store
 from tsfm.training.losses import AdmissionTargets
 
@@ -159,6 +160,7 @@ def open_site(
     cohorts: Mapping[str, pl.DataFrame],
     *,
     vocabulary_hash: str,
+    signal_encoder: str = "",
     hidden_tokens: str | Path | None = None,
     known: bool = True,
     first_key: int = 0,
@@ -169,6 +171,7 @@ def open_site(
         tokens: Token store of whole histories.
         cohorts: Task name to a frame with the columns of `schema.COHORT`.
         vocabulary_hash: Vocabulary of the model.
+        signal_encoder: Encoder of the waveforms that it reads, empty for none.
         hidden_tokens: Token store of `hidden_token_store`, for the tasks of `HIDING`.
         known: Only stays whose outcome teaches something; else all that are eligible.
         first_key: Where the streams' keys begin.
@@ -176,14 +179,14 @@ def open_site(
     Raises:
         InputError: No cohort, an unknown task, no store of hidden history where a task needs it, or
             one that hides nothing.
-        ModelMismatch: A store's vocabulary is not the model's.
+        ModelMismatch: A store's vocabulary, or the encoder of its waveforms, is not the model's.
     """
     if not cohorts:
         raise InputError("no task is asked", code="no_tasks", place="cohorts")
-    view = View(_open(tokens, vocabulary_hash), first_key)
+    view = View(_open(tokens, vocabulary_hash, signal_encoder), first_key)
     views = [view]
     if HIDING.keys() & cohorts.keys():
-        views.append(_open_hidden(hidden_tokens, vocabulary_hash, view.end_key))
+        views.append(_open_hidden(hidden_tokens, vocabulary_hash, signal_encoder, view.end_key))
     questions = tuple(
         Question.create(
             any_task_named(name), cohort, views[-1] if name in HIDING else view, known=known
@@ -221,7 +224,9 @@ def hidden_token_store(
                 dataset=event_table.dataset_facts(root),
                 subject_splits=event_table.subject_splits(root),
             )
-        return build_token_store(folder, out, vocabulary_from=vocabulary_from)
+        return build_token_store(
+            folder, out, vocabulary_from=vocabulary_from, signals=vectors_of(root)
+        )
 
 
 def batch_states(
@@ -234,26 +239,22 @@ def batch_states(
             yield batch, model(batch)
 
 
-def _open(tokens: str | Path, vocabulary_hash: str) -> TokenStore:
+def _open(tokens: str | Path, vocabulary_hash: str, signal_encoder: str) -> TokenStore:
     store = TokenStore.open(tokens)
-    if store.vocabulary.hash != vocabulary_hash:
-        raise ModelMismatch(
-            "the token store and the model have different vocabularies",
-            code="vocabulary_mismatch",
-            place=str(tokens),
-            remedy="Tokenize with `--vocabulary MODEL`.",
-        )
+    store.require_model(vocabulary_hash, signal_encoder)
     return store
 
 
-def _open_hidden(tokens: str | Path | None, vocabulary_hash: str, first_key: int) -> View:
+def _open_hidden(
+    tokens: str | Path | None, vocabulary_hash: str, signal_encoder: str, first_key: int
+) -> View:
     tasks = ", ".join(HIDING)
     if tokens is None:
         raise InputError(
             f"{tasks} is asked on hidden history, which is not given", code="no_hidden_history",
             place="hidden_tokens", remedy="Make a store of it with `hidden_token_store`.",
         )  # fmt: skip
-    store = _open(tokens, vocabulary_hash)
+    store = _open(tokens, vocabulary_hash, signal_encoder)
     ids = [i for name in HIDDEN for i in store.vocabulary.ids_of_class(name)]
     if bool(np.isin(store.fields["code"], ids).any()):
         raise InputError(

@@ -11,6 +11,7 @@ It splits nothing and chooses nothing: the caller says which records teach and f
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,7 +159,12 @@ def fit_signal_classifier(
     average = WeightAverage(model, training.decay)
     draws = torch.Generator()
     crop = round(training.crop_s * encoder.config.grid_hz)
-    first, run = 0, fingerprint(encoder.config, training, list(label.shape))
+    first, run = 0, ""
+    if checkpoint is not None:
+        content = hashlib.sha256()
+        for part in (signal, label, *encoder.state_dict().values()):
+            content.update(part.detach().contiguous().numpy().tobytes())
+        run = fingerprint(training, content.hexdigest(), float(fs_hz), list(leads), exclusive)
     if checkpoint is not None and checkpoint.exists():
         state, _ = load_checkpoint(
             checkpoint, fingerprint=run, model=model, average=average, optimizer=optimizer

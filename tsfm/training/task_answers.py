@@ -58,6 +58,7 @@ def score_tasks(
     found = model if isinstance(model, ModelDirectory) else load_model(model)
     site = open_site(
         tokens, cohorts, vocabulary_hash=found.vocabulary.hash, hidden_tokens=hidden_tokens,
+        signal_encoder=found.model.config.signal_encoder,
         known=False,
     )  # fmt: skip
     patients = site.patients(split)
