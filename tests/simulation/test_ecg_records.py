@@ -272,7 +272,9 @@ def test_a_recording_that_cannot_be_is_refused(how: dict):
 
 
 def test_a_long_record_with_early_beats_has_beats_to_its_end() -> None:
-    for rhythm, atrial, ventricular in (("sinus", 0.3, 0.1), ("atrial_fibrillation", 0.0, 0.3)):
-        heart = EcgFindings(72, rhythm=rhythm, atrial_ectopy=atrial, ventricular_ectopy=ventricular)
+    for heart in (
+        EcgFindings(72, atrial_ectopy=0.3, ventricular_ectopy=0.1),
+        EcgFindings(72, rhythm="atrial_fibrillation", ventricular_ectopy=0.3),
+    ):
         record = simulate_record(np.random.default_rng(0), heart, fs_hz=100, duration_s=400)
         assert record.beat_times_s[-1] > 395
