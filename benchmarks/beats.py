@@ -36,6 +36,7 @@ from tsfm.training.beat_classifier import (
     Predict,
     choose_s_scale,
     class_f1,
+    class_rates,
     fit_boosters,
     fit_scores,
     folds_of,
@@ -72,9 +73,7 @@ def summary(data: BeatTable, found: NDArray) -> dict[str, float]:
         "f1_s_without_232": class_f1(y[rest], found[rest], 1),
     }
     for k, name in ((2, "v"), (1, "s")):
-        hit = np.sum((y == k) & (found == k))
-        row[f"se_{name}"] = float(hit / max(np.sum(y == k), 1))
-        row[f"ppv_{name}"] = float(hit / max(np.sum(found == k), 1))
+        row[f"se_{name}"], row[f"ppv_{name}"] = class_rates(y, found, k)
     return {name: round(value, 4) for name, value in row.items()}
 
 

@@ -29,6 +29,7 @@ from tsfm.training.beat_classifier import (
     BeatTable,
     choose_s_scale,
     class_f1,
+    class_rates,
     fit_beat_classifier,
     out_of_fold,
 )
@@ -50,11 +51,10 @@ def figures(table: BeatTable, found: NDArray[np.int64]) -> dict[str, float]:
     told = {}
     for name in ("V", "S", "F"):
         k = CLASSES.index(name)
-        there, named = table.y == k, found == k
         told[f"F1 of {name}"] = class_f1(table.y, found, k)
         if name != "F":
-            told[f"sensitivity of {name}"] = np.sum(there & named) / max(np.sum(there), 1)
-            told[f"predictivity of {name}"] = np.sum(there & named) / max(np.sum(named), 1)
+            rates = class_rates(table.y, found, k)
+            told[f"sensitivity of {name}"], told[f"predictivity of {name}"] = rates
     return {name: round(float(value), 3) for name, value in told.items()}
 
 

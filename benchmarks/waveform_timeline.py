@@ -138,7 +138,7 @@ def moved_by_later(ward: Ward, out: Path, table: pl.DataFrame, vectors: SignalVe
     model = load_model(out / "joint" / "model")
     events = pl.concat(list(event_table.scan_events(ward.root)))
     asked = table.select(schema.SUBJECT_ID, schema.PREDICTION_TIME)
-    late = events.join(asked, on=schema.SUBJECT_ID).filter(
+    with_ecg = events.join(asked, on=schema.SUBJECT_ID).filter(
         pl.col(schema.SIGNAL_ID).is_not_null()
     )  # fmt: skip
     # Every ECG becomes known an hour after the discharge: then what it holds may not count.
@@ -157,7 +157,7 @@ def moved_by_later(ward: Ward, out: Path, table: pl.DataFrame, vectors: SignalVe
     first, second = (_scored(model, moved, v) for v in (vectors, other))
     both = first.join(second, on=[schema.SUBJECT_ID, schema.PREDICTION_TIME])
     both = both.join(asked, on=[schema.SUBJECT_ID, schema.PREDICTION_TIME], how="semi")
-    assert late.height
+    assert with_ecg.height
     assert both.height
     return int((both["probability"] != both["probability_right"]).sum())
 

@@ -11,6 +11,7 @@ from tsfm.signals.ecg_measurements import measure_ecg
 from tsfm.simulation.ecg_findings import (
     LABELS,
     SUPERCLASSES,
+    Conduction,
     EcgFindings,
     draw_findings,
     label_findings,
@@ -76,10 +77,10 @@ def test_the_beats_are_where_they_are_said_to_be(rate: float):
     ("conduction", "qrs_ms"),
     [("none", 75), ("none", 105), ("rbbb", 140), ("lbbb", 160), ("slow", 130)],
 )
-def test_the_qrs_complex_is_as_wide_as_asked(conduction: str, qrs_ms: float):
+def test_the_qrs_complex_is_as_wide_as_asked(conduction: Conduction, qrs_ms: float):
     for seed in range(10):
         # P and T would lie in the way: the vectors of QRS alone.
-        findings = EcgFindings(66.0, conduction=conduction, qrs_ms=qrs_ms)  # type: ignore[arg-type]
+        findings = EcgFindings(66.0, conduction=conduction, qrs_ms=qrs_ms)
         waves = draw_heart(np.random.default_rng(seed), findings).waves[NORMAL]
         time = np.arange(-0.2, 0.5, 0.001)
         shapes = wave_values(waves, time, np.array(0.0))[waves.part == 1]

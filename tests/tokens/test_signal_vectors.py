@@ -9,6 +9,7 @@ import pytest
 
 from tsfm import event_table, schema
 from tsfm.batches.dataset import TokenDataset, batches_of
+from tsfm.batches.patient_views import PatientViews, View
 from tsfm.errors import InputError, IntegrityError, ModelMismatch
 from tsfm.tokens.event_tokens import tokenize_events
 from tsfm.tokens.signal_vectors import (
@@ -191,3 +192,29 @@ def test_a_store_that_lost_its_vectors_is_refused(tmp_path):
     shutil.rmtree(tmp_path / "tokens" / FOLDER)
     with pytest.raises(InputError, match="no vectors"):
         TokenStore.open(tmp_path / "tokens")
+
+
+def test_two_views_of_a_patient_share_one_table_of_vectors(tmp_path):
+    """The view in front has no waveform for a patient whose other view has one."""
+    vectors = make_vectors()
+    for name, signals in (("whole", [["a", "b"], ["c"]]), ("part", [["b"], [None]])):
+        write_table(tmp_path / name, make_events(signals), vectors)
+    whole = build_token_store(tmp_path / "whole", tmp_path / "t1", min_count=1)
+    part = build_token_store(tmp_path / "part", tmp_path / "t2", vocabulary_from=tmp_path / "t1")
+    first = View(whole)
+    both = PatientViews([first, View(part, first.end_key)], None)
+    batch = both.batch(np.arange(2))
+    told = batch.signal_vectors[batch.signal[batch.signal >= 0]].numpy()
+    seen = [vectors.vectors.tolist().index(one.tolist()) for one in told]
+    assert sorted(seen[:3]) == [0, 1, 2]
+    assert seen[3:] == [1]
+    make_vectors(seed=1, ids=("a", "b", "x")).save(tmp_path / "t2" / FOLDER)
+    with pytest.raises(ModelMismatch, match="different vectors"):
+        PatientViews([first, View(TokenStore.open(tmp_path / "t2"), first.end_key)], None)
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_vectors().save(tmp_path / "v")
+    assert not list(tmp_path.iterdir())

@@ -58,7 +58,7 @@ def test_it_finds_ectopic_beats_of_another_person(table: BeatTable) -> None:
     classifier = fit_beat_classifier(table, n_seeds=1)
     other = record(100)
     found = classifier.classify(other.signal, fs_hz=other.fs_hz, r_peaks=other.beats)
-    assert class_f1(other.classes, found.classes, "V") > 0.9  # type: ignore[arg-type]
+    assert class_f1(other.classes, found.classes, "V") > 0.9
     assert classifier.config.n_members == 1
 
 

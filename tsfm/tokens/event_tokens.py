@@ -115,7 +115,8 @@ def tokenize_events(
 
 def told_signals(stream: pl.DataFrame, code_class: str) -> pl.Series:
     """(event,) id of the waveform whose vectors belong to the event, null for all others."""
-    own = pl.col(schema.CODE).str.split(codes.SEPARATOR).list.first() == code_class
+    code = pl.col(schema.CODE)
+    own = (code == code_class) | code.str.starts_with(code_class + codes.SEPARATOR)
     return stream.select(pl.when(own).then(pl.col(schema.SIGNAL_ID))).to_series()
 
 

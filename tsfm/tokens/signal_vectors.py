@@ -118,15 +118,19 @@ class SignalVectors:
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        np.ascontiguousarray(self.vectors, "<f4").tofile(temporary / "vectors.f32")
-        ids = pl.Series(schema.SIGNAL_ID, [*self.signal_id, *self.left], dtype=pl.String)
-        pl.DataFrame([ids]).write_parquet(temporary / "index.parquet")
-        config: dict[str, Any] = {
-            "n_vectors": self.vectors.shape[1], "width": self.vectors.shape[2],
-            "n_records": len(self.signal_id), "encoder_hash": self.encoder_hash,
-            "signals_hash": self.signals_hash, "code_class": self.code_class,
-        }  # fmt: skip
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        try:
+            np.ascontiguousarray(self.vectors, "<f4").tofile(temporary / "vectors.f32")
+            ids = pl.Series(schema.SIGNAL_ID, [*self.signal_id, *self.left], dtype=pl.String)
+            pl.DataFrame([ids]).write_parquet(temporary / "index.parquet")
+            config: dict[str, Any] = {
+                "n_vectors": self.vectors.shape[1], "width": self.vectors.shape[2],
+                "n_records": len(self.signal_id), "encoder_hash": self.encoder_hash,
+                "signals_hash": self.signals_hash, "code_class": self.code_class,
+            }  # fmt: skip
+            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         old = temporary.with_name(f"{temporary.name}-old")
         if folder.exists():
             os.replace(folder, old)

@@ -271,7 +271,13 @@ def choose_s_scale(table: BeatTable, found: Floats) -> float:
     return max(S_SCALES, key=gain)
 
 
-def class_f1(y: npt.NDArray[Any], found: npt.NDArray[Any], k: int) -> float:
+def class_f1(y: npt.NDArray[Any], found: npt.NDArray[Any], k: int | str) -> float:
     """F1 of one class, zero where it is neither there nor found."""
     hit = np.sum((y == k) & (found == k))
     return float(2 * hit / max(np.sum(y == k) + np.sum(found == k), 1))
+
+
+def class_rates(y: npt.NDArray[Any], found: npt.NDArray[Any], k: int | str) -> tuple[float, float]:
+    """Sensitivity and positive predictive value of one class, zero where there is none."""
+    hit = np.sum((y == k) & (found == k))
+    return float(hit / max(np.sum(y == k), 1)), float(hit / max(np.sum(found == k), 1))
