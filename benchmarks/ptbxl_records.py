@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tsfm.signals.ecg_measurements import measure_ecg
 from tsfm.signals.store import STANDARD_LEADS, canonical_lead
+from tsfm.simulation.signal_noise import add_noise
 
 FS_HZ = 100.0
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
@@ -93,6 +94,23 @@ def measurements(
     """Hand-made features of every record, with age and sex."""
     rows = [list(measure_ecg(x, fs_hz=FS_HZ).values()) for x in signal_mv]
     return np.column_stack([np.array(rows), age, sex])
+
+
+def noisy(data: PtbXl, kind: str, snr_db: float) -> PtbXl:
+    """The records with noise of one kind added, another on every lead, and measured again."""
+    signal_mv = np.stack(
+        [
+            add_noise(x, kind, snr_db, FS_HZ, int(name))
+            for x, name in zip(data.signal_mv, data.ecg_id, strict=True)
+        ]
+    ).astype(np.float32)
+    return replace(data, signal_mv=signal_mv, measured=measurements(signal_mv, data.age, data.sex))
+
+
+def stack(parts: list[PtbXl]) -> PtbXl:
+    """The records of all, one after another."""
+    names = PtbXl.__dataclass_fields__
+    return PtbXl(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def made_up(n: int, *, seed: int) -> PtbXl:

@@ -10,9 +10,7 @@ again on equally many passes. On held-out patients the page compares
   the true risks known, also what is to be expected of it without the luck of who came back,
 - our model in other forms: blind to gaps, and with attention in place of all recurrence.
 
-Then our model is fine-tuned to three tasks at once. Readmission has a truth, and the distance from
-it is told: AUROC, and the integrated Brier score of the time to readmission. Death in hospital and
-a stay beyond seven days have none that is a function of the record: their AUROC stands alone.
+How far our model is from the truth once it is fine-tuned is `timeline_ceiling.py`'s to tell.
 
     python benchmarks/timeline_designs.py --out designs            some fifteen minutes, two cores
     python benchmarks/timeline_designs.py --out designs --quick    a small one, to see that it runs
@@ -40,11 +38,10 @@ from timeline_designs_bits import PARTS, asked_events, ethos_bits, fused_bits
 from timeline_designs_ethos import EthosRun, train_ethos
 from timeline_designs_forms import FORMS, load_form, pretrain_form
 from timeline_designs_hospital import Hospital, make_hospital, tokens_a_patient, training_tokens
-from timeline_designs_risk import N_RESAMPLES, READMISSION, TUNED, compare_probes, tune
+from timeline_designs_risk import N_RESAMPLES, READMISSION, compare_probes
 
 from tsfm import schema
 from tsfm.models.mamba import MambaConfig
-from tsfm.training.finetune import FINETUNE_DEFAULTS
 from tsfm.training.loop import TrainConfig
 
 ETHOS = ("ethos, equal tokens", "ethos, equal passes")
@@ -58,7 +55,6 @@ class Setup:
     d_model: int = 64
     n_layers: int = 2
     epochs: int = 6
-    tuning_epochs: int = 3
     lr: float = 3e-3
     max_tokens: int = 2048
     seed: int = 0
@@ -73,12 +69,8 @@ class Setup:
             epochs=self.epochs, lr=self.lr, max_tokens=self.max_tokens, seed=self.seed
         )
 
-    @property
-    def tuning(self) -> TrainConfig:
-        return replace(FINETUNE_DEFAULTS, epochs=self.tuning_epochs, seed=self.seed)
 
-
-QUICK = Setup(patients=150, d_model=16, n_layers=1, epochs=1, tuning_epochs=1)
+QUICK = Setup(patients=150, d_model=16, n_layers=1, epochs=1)
 
 
 def once(out: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -152,13 +144,11 @@ def compare_bits(hospital: Hospital, peers: dict[str, EthosRun]) -> dict[str, An
 
 def table(
     tokens: dict[str, float], forms: dict[str, Any], peers: dict[str, EthosRun],
-    bits: dict[str, Any], probes: dict[str, Any], tuned: dict[str, Any],
+    bits: dict[str, Any], probes: dict[str, Any],
 ) -> list[Row]:  # fmt: skip
     total, rank = bits["total"], probes["expected_auroc"]
     fused, equal, passes = "mamba", *ETHOS
     unequal = abs(peers[equal].facts["parameters"] / forms[fused]["parameters"] - 1)
-    course, readmission = tuned["time_to_readmission"], tuned[READMISSION]
-    behind = readmission["expected_ceiling"] - readmission["expected_auroc"]
     return [
         Row("difference in parameters", unequal, 0.02, 0.0, False, ""),
         Row("tokens a patient, ETHOS's over ours", tokens["ethos"] / tokens["fused"], 1.3, 2, True),
@@ -175,13 +165,10 @@ def table(
                 0.0, 0.02, True, "")
             for name in (*ETHOS, "gap-blind", "attention")
         ),
-        Row("AUROC expected of readmission, behind the truth", behind, 0.02, 0.01, False, ""),
-        Row("integrated Brier score, ours over the truth's", course["ours"] / course["truth"],
-            1.03, 1.01, False, ""),
     ]  # fmt: skip
 
 
-def tell(bits: dict[str, Any], probes: dict[str, Any], tuned: dict[str, Any]) -> None:
+def tell(bits: dict[str, Any], probes: dict[str, Any]) -> None:
     print(f"\nbits an event, {bits['n_events']:,} events of held-out patients")
     print(f"{'':22}" + "".join(f"{part:>9}" for part in (*PARTS, "total")))
     for name, parts in bits["bits"].items():
@@ -191,17 +178,6 @@ def tell(bits: dict[str, Any], probes: dict[str, Any], tuned: dict[str, Any]) ->
     for name, value in probes["auroc"].items():
         print(f"{name:22} AUROC {value:.4f}, expected {probes['expected_auroc'][name]:.4f}")
     print(f"{'truth':22} AUROC {probes['ceiling']:.4f}, expected {probes['expected_ceiling']:.4f}")
-    print("\nfine-tuned together")
-    for name in TUNED:
-        found = tuned[name]
-        low, high = found["interval"]
-        ceiling = "none known" if found["ceiling"] is None else f"{found['ceiling']:.4f}"
-        print(
-            f"{name:22} AUROC {found['auroc']:.4f} [{low:.4f}, {high:.4f}], ceiling {ceiling}, "
-            f"{found['n_true']} of {found['n']}"
-        )
-    for name, value in tuned["time_to_readmission"].items():
-        print(f"  time to readmission, {name:50} {value:10.5g}")
 
 
 def main() -> None:
@@ -228,9 +204,8 @@ def main() -> None:
     peers = train_peers(hospital, setup, forms["mamba"])
     bits = once(out, "bits", lambda: compare_bits(hospital, peers))
     probes = once(out, "probes", lambda: compare_probes(hospital, peers))
-    tuned = once(out, "fine-tune", lambda: tune(hospital, setup.tuning))
-    tell(bits, probes, tuned)
-    rows = table(tokens, forms, peers, bits, probes, tuned)
+    tell(bits, probes)
+    rows = table(tokens, forms, peers, bits, probes)
     show(rows)
     print()
     print(
@@ -245,7 +220,6 @@ def main() -> None:
                 "ethos": {name: run.facts for name, run in peers.items()},
                 "bits": bits,
                 "probes": probes,
-                "tuned": tuned,
                 "rows": {row.name: row.value for row in rows},
                 "met": {row.name: row.met for row in rows},
             }

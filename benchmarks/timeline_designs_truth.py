@@ -1,12 +1,10 @@
-"""The true course of risk after every discharge of a simulated hospital, from the files it wrote.
+"""The true risks of a simulated hospital's discharges and stays, from the files it wrote.
 
 `truth_terms.parquet` holds what each discharge's score of readmission is made of, `truth.parquet`
 the probabilities of readmission and of death within 30 days. The score of death is not written, but
 the probability of dying first within 30 days grows with it, so it is found by halving; with both
-scores the hazards, and so the probabilities by any day, are known.
-
-Nothing else about the future of a stay has a truth that is a function of the record: whether a
-patient dies in hospital, and how long a stay lasts, hang on a physiology that no file shows.
+scores the hazards, and so the probabilities by any day, are known. `truth_stays.parquet` holds the
+risks of a stay a day after its admission.
 """
 
 from __future__ import annotations
@@ -62,6 +60,27 @@ def true_courses(hospital: Path, events: Path, days: NDArray[np.float64]) -> pl.
         pl.col("discharge_time").cast(pl.Datetime("us")).alias(schema.PREDICTION_TIME),
         pl.col("p_readmission_30d").alias("risk"),
         pl.Series("course", course.tolist(), dtype=pl.List(pl.Float64)),
+    )
+
+
+def true_stays(hospital: Path, events: Path) -> pl.DataFrame:
+    """Risks of every stay in progress a day after its admission.
+
+    Args:
+        hospital: Folder of the simulation.
+        events: Event table that its export was read into.
+
+    Returns:
+        subject_id, prediction_time, `p_death_in_stay` and `p_stay_7d`.
+    """
+    subjects = {source: subject for subject, source in event_table.subject_ids(events).items()}
+    return pl.read_parquet(hospital / "truth_stays.parquet").select(
+        pl.col("patient_id")
+        .replace_strict(subjects, return_dtype=pl.Int64)
+        .alias(schema.SUBJECT_ID),
+        pl.col("prediction_time").cast(pl.Datetime("us")).alias(schema.PREDICTION_TIME),
+        "p_death_in_stay",
+        "p_stay_7d",
     )
 
 

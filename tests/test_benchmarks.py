@@ -151,7 +151,20 @@ def test_the_benchmark_of_designs_runs_and_goes_on_where_it_stopped(
     found = json.loads(last[0])
     assert all(0 < bits < 40 for bits in found["bits"]["total"].values())
     assert found["bits"]["share_of_clocked_events"] > 0.9
-    assert found["tuned"]["mortality_in_hospital"]["ceiling"] is None
+
+
+def test_the_benchmark_of_the_ceiling_runs_and_nobody_ranks_better_than_the_truth(
+    repository: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "benchmarks/timeline_ceiling.py", "--out", str(tmp_path), "--quick"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])["found"]
+    for task in ("readmission_30d", "mortality_in_hospital", "length_of_stay_7d"):
+        expected = found[task]["expected_auroc"]
+        assert max(expected, key=expected.__getitem__) == "truth"
+    course = found["time_to_readmission"]
+    assert course["truth"] < min(course["ours"], course["same for all"])
 
 
 @pytest.mark.parametrize("script", ["train_forecaster_zero.py", "train_forecaster_icu.py"])

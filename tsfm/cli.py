@@ -75,8 +75,8 @@ def simulate(
 ) -> None:
     """Simulate a hospital whose true risks are known.
 
-    It is written as a FHIR bulk export and WFDB records, with the true risk of every discharge
-    beside them.
+    It is written as a FHIR bulk export and WFDB records, with the true risks of every discharge and
+    of every stay of over a day beside them.
     """
     from tsfm.simulation.hospital import simulate_hospital
 

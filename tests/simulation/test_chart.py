@@ -13,12 +13,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tsfm.simulation import hazards
-from tsfm.simulation.chart import DAY, HOUR, YEAR
+from tsfm.simulation import hazards, stay_hazards, stays
+from tsfm.simulation.chart import DAY, HOUR, YEAR, Chart
 from tsfm.simulation.course import Course, simulate_course
 from tsfm.simulation.hospital import EXPORT_TIME, WINDOW_START, simulate_hospital
+from tsfm.simulation.patient import draw_patient
 
 N_PATIENTS = 120
+START = int(WINDOW_START.timestamp())
 
 
 def test_risk_can_be_read_off_the_export_alone(tmp_path: Path) -> None:
@@ -46,6 +48,57 @@ def test_risk_can_be_read_off_the_export_alone(tmp_path: Path) -> None:
         )
         p = hazards.cumulative_incidence(a, b)
         assert (row["p_readmission_30d"], row["p_death_30d"]) == pytest.approx(p, rel=1e-5)
+
+
+def test_a_stays_risk_can_be_read_off_the_export_alone(tmp_path: Path) -> None:
+    """The same of the risk a day after admission, from what is known by then."""
+    hospital = simulate_hospital(tmp_path, n_patients=N_PATIENTS, waveform_fraction=0.0)
+    reader = ExportReader(hospital.fhir_dir)
+    truth = pq.read_table(hospital.stay_truth_path).to_pylist()
+    assert len(truth) > 200
+    for row in truth:
+        read = reader.stay_facts(row["encounter_id"])
+        facts = stay_hazards.StayFacts(**read)
+        alive, dead = stay_hazards.stay_hazards_per_day(facts)
+        width = np.diff(np.append(stay_hazards.STAY_EDGES_DAYS[:-1], 400.0))
+        steps = np.linspace(0.0, 1.0, 2001)[1:] - 0.00025  # midpoints within every bin
+        gone = np.concatenate([[0.0], np.cumsum((alive + dead) * width)])
+        survival = np.exp(-(gone[:-1, None] + ((alive + dead) * width)[:, None] * steps))
+        p_death = float((survival.mean(1) * width * dead).sum())
+        p_long = math.exp(-float(np.interp(6.0, np.append(0.0, np.cumsum(width)), gone)))
+        assert (row["p_death_in_stay"], row["p_stay_7d"]) == pytest.approx(
+            (p_death, p_long), rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("i", range(12))
+def test_the_first_day_of_a_stay_does_not_know_how_it_ends(
+    monkeypatch: pytest.MonkeyPatch, i: int
+) -> None:
+    seen = []
+    for home, days in ((True, 0.3), (True, 20.0), (False, 0.01)):
+        monkeypatch.setattr(stays, "draw_first_event", lambda *_, h=home, d=days: (h, d, 0))
+        patient = draw_patient(np.random.default_rng([7, i]), "p", START)
+        stay, risk = stays.simulate_stay(
+            patient, START + DAY, START + 90 * DAY, elective=i % 3 == 0, through_ed=i % 2 == 0
+        )
+        if risk is None:
+            pytest.skip("this stay ends within its first day")
+        assert stay.end == risk.end == risk.time + round(days * DAY)
+        seen.append(known_by(patient.chart, risk.time))
+    assert seen[0] == seen[1] == seen[2]
+
+
+def known_by(chart: Chart, now: int) -> dict[str, Any]:
+    entries = {
+        kind: sorted(e for e in getattr(chart, kind) if e.time <= now)
+        for kind in ("orders", "administrations", "procedures")
+    }
+    return entries | {
+        "measured": sorted(m for ms in chart.measurements.values() for m in ms if m.issued <= now),
+        "listed": {k: t for k, t in chart.problems.items() if t <= now},
+        "places": [(p.location, p.start) for p in chart.encounters[0].places if p.start <= now],
+    }
 
 
 def course_of(i: int) -> Course:
@@ -152,6 +205,61 @@ class ExportReader:
             "intensive_care": math.exp(-min(left_icu) / 72.0) if left_icu else 0.0,
             "elective": float(stay["priority"]["coding"][0]["code"] == "EL"),
             "stay_hours": (now - admitted) / HOUR,
+        }
+
+    def stay_facts(self, encounter_id: str) -> dict[str, Any]:
+        """Facts 24 hours after the admission."""
+        stay = self.stays[encounter_id]
+        patient = stay["subject"]["reference"][8:]
+        mine = self.by_patient[patient]
+        now = seconds(stay["period"]["start"]) + DAY
+        listed = {
+            c["code"]["coding"][0]["code"]
+            for c in mine["Condition"]
+            if "recordedDate" in c and seconds(c["recordedDate"]) <= now
+        }
+        results = defaultdict(list)
+        for o in mine["Observation"]:
+            known = seconds(o.get("issued", o["effectiveDateTime"]))
+            here = o["encounter"]["reference"] == f"Encounter/{encounter_id}"
+            if known <= now and here and "valueQuantity" in o:
+                results[o["code"]["coding"][0]["code"]].append(
+                    (known, seconds(o["effectiveDateTime"]), o["valueQuantity"]["value"])
+                )
+        exposure: dict[str, float] = defaultdict(float)
+        for a in mine["MedicationAdministration"]:
+            hours_ago = (now - seconds(a["effectiveDateTime"])) / HOUR
+            code = a["medicationCodeableConcept"]["coding"][0]["code"]
+            if hours_ago >= 0:
+                exposure[code] += math.exp(-hours_ago / (36.0 if code == "4603" else 24.0))
+        measured = self.last | {
+            "crp": "1988-5", "lactate": "2524-7", "heart_rate": "8867-4",
+            "respiratory_rate": "9279-1", "oxygen_saturation": "59408-5",
+        }  # fmt: skip
+        del measured["bnp"]
+        return {
+            "age_years": (now - self.births[patient]) / YEAR,
+            "elective": float(stay["priority"]["coding"][0]["code"] == "EL"),
+            "intensive_care": float(
+                any(
+                    seconds(place["period"]["start"]) <= now < seconds(place["period"]["end"])
+                    if "end" in place["period"]
+                    else seconds(place["period"]["start"]) <= now
+                    for place in stay["location"]
+                    if self.wards[place["location"]["reference"][9:]] == "ICU"
+                )
+            ),
+            "furosemide": exposure["4603"],
+            "opioids": exposure["7052"] + exposure["7804"],
+            "antibiotics": exposure["2193"] + exposure["11124"],
+            **{
+                name: float(self.conditions[name] in listed)
+                for name in ("heart_failure", "copd", "cancer", "dementia")
+            },
+            **{
+                name: max(results[code])[2] if results[code] else None
+                for name, code in measured.items()
+            },
         }
 
 

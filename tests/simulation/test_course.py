@@ -21,13 +21,30 @@ def course_of(i: int, seed: int = 0) -> Course:
 
 
 @pytest.fixture(scope="module")
-def many_discharges() -> Columns:
+def courses() -> list[Course]:
+    return [course_of(i) for i in range(3500)]
+
+
+@pytest.fixture(scope="module")
+def many_discharges(courses: list[Course]) -> Columns:
     """p_readmission, p_death, readmitted, died of discharges with 30 days before the export."""
     rows = [
         (d.p_readmission, d.p_death, d.outcome == "readmission", d.outcome == "death")
-        for i in range(3500)
-        for d in course_of(i).discharges
+        for course in courses
+        for d in course.discharges
         if EXPORT - d.time >= 30 * DAY
+    ]
+    table = np.array(rows, float)
+    return table[:, 0], table[:, 1], table[:, 2], table[:, 3]
+
+
+@pytest.fixture(scope="module")
+def many_stays(courses: list[Course]) -> Columns:
+    """p_death, p_long, died, lasted a week, of stays a day after admission."""
+    rows = [
+        (risk.p_death, risk.p_long, risk.dies, risk.end - risk.time >= 6 * DAY)
+        for course in courses
+        for risk in course.stays
     ]
     table = np.array(rows, float)
     return table[:, 0], table[:, 1], table[:, 2], table[:, 3]
@@ -56,6 +73,17 @@ def test_rates_and_ceiling_are_in_the_designed_range(
     positive, negative = p_readmission[readmitted == 1], np.sort(p_readmission[readmitted == 0])
     auroc = np.searchsorted(negative, positive).mean() / len(negative)
     assert 0.79 < auroc < 0.84
+
+
+def test_the_risk_of_a_stay_is_calibrated_and_in_the_designed_range(many_stays: Columns) -> None:
+    p_death, p_long, died, lasted = many_stays
+    assert len(p_death) > 8000
+    for p, happened in ((p_death, died), (p_long, lasted)):
+        for group in np.array_split(np.argsort(p), 10):
+            error = math.sqrt(float((p[group] * (1 - p[group])).sum()))
+            assert abs(happened[group].sum() - p[group].sum()) < 3 * error
+    assert 0.03 < died.mean() < 0.05
+    assert 0.15 < lasted.mean() < 0.22
 
 
 def test_the_same_seed_and_number_give_the_same_course() -> None:

@@ -19,11 +19,11 @@ from tsfm.simulation.chart import DAY, HOUR, YEAR, Chart, Encounter, Measurement
 from tsfm.simulation.fhir_export import FhirWriter
 from tsfm.simulation.hospital import (
     EXPORT_TIME,
-    TRUTH,
     ZONE,
     HospitalSummary,
     simulate_hospital,
 )
+from tsfm.simulation.truth_tables import STAY_TRUTH, TRUTH
 
 EXPORT = int(EXPORT_TIME.timestamp())
 
@@ -91,6 +91,33 @@ def test_truth_holds_exactly_the_index_discharges(
             if left_to not in ("exp", "hosp", "aadvice", "ACUTE HOSPITAL"):
                 expected[encounter["id"]] = seconds(encounter["period"]["end"])
     assert {row["encounter_id"]: utc_seconds(row["discharge_time"]) for row in truth} == expected
+
+
+def test_stay_truth_holds_exactly_the_stays_of_a_day_and_what_became_of_them(
+    export: dict[str, list[dict[str, Any]]], hospital: HospitalSummary
+) -> None:
+    table = pq.read_table(hospital.stay_truth_path)
+    assert table.schema.equals(STAY_TRUTH)
+    expected = {}
+    for encounter in export["Encounter"]:
+        asked = seconds(encounter["period"]["start"]) + DAY
+        end = encounter["period"].get("end")
+        if encounter["class"]["code"] != "IMP" or asked > EXPORT:
+            continue
+        if end is None:
+            expected[encounter["id"]] = asked, "censored", (EXPORT - asked) / DAY
+        elif seconds(end) > asked:
+            left_to = encounter["hospitalization"]["dischargeDisposition"]["coding"][0]["code"]
+            outcome = "death" if left_to == "exp" else "discharge"
+            expected[encounter["id"]] = asked, outcome, (seconds(end) - asked) / DAY
+    found = {
+        row["encounter_id"]: (
+            utc_seconds(row["prediction_time"]), row["outcome"], row["outcome_days"]
+        )
+        for row in table.to_pylist()
+    }  # fmt: skip
+    assert found == expected
+    assert {outcome for _, outcome, _ in found.values()} >= {"death", "discharge"}
 
 
 def test_terms_sum_to_the_score_behind_the_probability(

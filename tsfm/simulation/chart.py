@@ -1,9 +1,10 @@
-"""A patient's chart: what the simulated hospital wrote down, and what it says at a discharge.
+"""A patient's chart: what the simulated hospital wrote down, and what it says at an hour.
 
 `Chart` is the whole record of one patient, later exported as FHIR. `read_covariates` is a perfect
 reader of it: it looks only at entries known by the hour of discharge (a laboratory result counts
 from its release, a chronic condition from the day it was put on the problem list), weighs them by
-the time that has passed, and knows nothing of the physiology behind them.
+the time that has passed, and knows nothing of the physiology behind them. `read_stay_facts` reads
+it so in the middle of a stay.
 
 All times are whole seconds since 1970-01-01 UTC.
 """
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from tsfm.simulation.catalogue import ANTIBIOTICS, OPIOIDS
 from tsfm.simulation.hazards import Covariates
+from tsfm.simulation.stay_hazards import StayFacts
 
 HOUR, DAY = 3600, 86_400
 YEAR = 365.25 * DAY
@@ -145,21 +147,7 @@ def read_covariates(chart: Chart, stay: Encounter) -> Covariates:
         albumin=last["albumin"],
         creatinine_slope=_slope_per_day(chart.measurements.get("creatinine", ()), now),
         weight_slope=_slope_per_day(chart.measurements.get("weight", ()), now),
-        furosemide=_decayed(
-            (a.time for a in chart.administrations if a.name == "furosemide"),
-            now,
-            FUROSEMIDE_HOURS * HOUR,
-        ),
-        opioids=_decayed(
-            (a.time for a in chart.administrations if a.name in OPIOIDS),
-            now,
-            OPIOIDS_HOURS * HOUR,
-        ),
-        antibiotics=_decayed(
-            (a.time for a in chart.administrations if a.name in ANTIBIOTICS),
-            now,
-            ANTIBIOTICS_HOURS * HOUR,
-        ),
+        **_drugs(chart, now),
         intensive_care=max(
             (
                 math.exp((place.end - now) / (INTENSIVE_CARE_HOURS * HOUR))
@@ -172,6 +160,53 @@ def read_covariates(chart: Chart, stay: Encounter) -> Covariates:
         elective=float(stay.elective),
         stay_hours=(now - stay.start) / HOUR,
     )
+
+
+def read_stay_facts(chart: Chart, stay: Encounter, now: int) -> StayFacts:
+    """What the chart says of a stay in progress at `now`, from entries known by then."""
+    listed = {name for name, recorded in chart.problems.items() if recorded <= now}
+    measured = ("creatinine", "sodium", "haemoglobin", "albumin", "crp", "lactate", "heart_rate",
+                "respiratory_rate", "oxygen_saturation")  # fmt: skip
+    return StayFacts(
+        age_years=(now - chart.birth) / YEAR,
+        heart_failure=float("heart_failure" in listed),
+        copd=float("copd" in listed),
+        cancer=float("cancer" in listed),
+        dementia=float("dementia" in listed),
+        elective=float(stay.elective),
+        intensive_care=float(
+            any(
+                place.location == "icu"
+                and place.start <= now
+                and (place.end is None or now < place.end)
+                for place in stay.places
+            )
+        ),
+        **{
+            name: _last_known(
+                (m for m in chart.measurements.get(name, ()) if m.encounter == stay.number), now
+            )
+            for name in measured
+        },
+        **_drugs(chart, now),
+    )
+
+
+def _drugs(chart: Chart, now: int) -> dict[str, float]:
+    """Exposure to the drugs that risk hangs on: doses given, weighed by the time since."""
+    kinds = {
+        "furosemide": (("furosemide",), FUROSEMIDE_HOURS),
+        "opioids": (OPIOIDS, OPIOIDS_HOURS),
+        "antibiotics": (ANTIBIOTICS, ANTIBIOTICS_HOURS),
+    }
+    return {
+        kind: _decayed(
+            (given.time for given in chart.administrations if given.name in names),
+            now,
+            hours * HOUR,
+        )
+        for kind, (names, hours) in kinds.items()
+    }
 
 
 def _decayed(times: Iterable[int], now: int, seconds: float) -> float:

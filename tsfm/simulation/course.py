@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tsfm.simulation.chart import DAY, Chart, Encounter, read_covariates
 from tsfm.simulation.hazards import (
+    DEATH,
     HORIZON_DAYS,
     PLANNED_PER_DAY,
     READMISSION,
@@ -30,7 +31,7 @@ from tsfm.simulation.hazards import (
     readmission_terms,
 )
 from tsfm.simulation.patient import draw_patient
-from tsfm.simulation.stays import simulate_stay
+from tsfm.simulation.stays import StayRisk, simulate_stay
 from tsfm.simulation.visits import simulate_visits
 
 NOT_INDEX = ("exp", "hosp", "aadvice", "ACUTE HOSPITAL")
@@ -64,10 +65,11 @@ class Discharge:
 
 @dataclass(slots=True)
 class Course:
-    """A patient's chart and index discharges."""
+    """A patient's chart, index discharges, and stays of which the day after admission is known."""
 
     chart: Chart
     discharges: list[Discharge] = field(default_factory=list)
+    stays: list[StayRisk] = field(default_factory=list)
 
 
 def simulate_course(rng: np.random.Generator, name: str, *, start: int, end: int) -> Course:
@@ -89,7 +91,11 @@ def simulate_course(rng: np.random.Generator, name: str, *, start: int, end: int
         simulate_visits(patient, now, min(admission, end), through_ed=through_ed)
         if admission > end:
             return course
-        stay = simulate_stay(patient, admission, end, elective=elective, through_ed=through_ed)
+        stay, risk = simulate_stay(
+            patient, admission, end, elective=elective, through_ed=through_ed
+        )
+        if risk is not None and risk.time <= end:
+            course.stays.append(risk)
         if stay.end is None or stay.disposition == "exp":
             return course
         now = stay.end
@@ -99,14 +105,15 @@ def simulate_course(rng: np.random.Generator, name: str, *, start: int, end: int
         )
         if stay.disposition == "hosp":
             hazards = (0.1 * hazards[0], np.full_like(hazards[1], 1.0 / _HOSPICE_DAYS))
-        cause, days, i = draw_first_event(rng.standard_exponential(), rng.random(), *hazards)
+        returns, days, i = draw_first_event(rng.standard_exponential(), rng.random(), *hazards)
+        cause = READMISSION if returns else DEATH
         # Stamps have whole seconds; at least one keeps the next event after this one.
         event = now + max(round(days * DAY), 1)
         if stay.disposition not in NOT_INDEX:
             course.discharges.append(
                 _index_discharge(stay, now, covariates, hazards, cause, event, end)
             )
-        if cause != READMISSION:
+        if not returns:
             simulate_visits(patient, now, min(event, end), through_ed=False)
             if event <= end:
                 patient.chart.death = event

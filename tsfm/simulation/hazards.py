@@ -15,6 +15,7 @@ are not estimates from patients.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,10 +93,10 @@ class Covariates:
 
 def readmission_terms(facts: Covariates) -> dict[str, float]:
     """Contributions to the log hazard of readmission, by name; their sum is the score."""
-    bnp = _bend(_log(facts.bnp), 6.7, 1.2)
-    visits = _saturate(facts.ed_visits)
+    bnp = bend(log_or_none(facts.bnp), 6.7, 1.2)
+    visits = saturate(facts.ed_visits)
     return {
-        "age": 0.15 * _bend(facts.age_years, 68.0, 18.0),
+        "age": 0.15 * bend(facts.age_years, 68.0, 18.0),
         "heart_failure": 0.25 * facts.heart_failure,
         "copd": 0.25 * facts.copd,
         "ckd": 0.08 * facts.ckd_grade,
@@ -103,43 +104,43 @@ def readmission_terms(facts: Covariates) -> dict[str, float]:
         "dementia": 0.10 * facts.dementia,
         "atrial_fibrillation": 0.15 * facts.atrial_fibrillation,
         "diabetes": 0.15 * facts.diabetes,
-        "prior_stays": 0.75 * _saturate(facts.prior_stays),
+        "prior_stays": 0.75 * saturate(facts.prior_stays),
         "ed_visits": 0.65 * visits,
         "ed_visits_dementia": 0.55 * visits * facts.dementia,
-        "haemoglobin": -0.30 * _bend(facts.haemoglobin, 11.5, 2.5),
-        "sodium": -0.25 * _bend(facts.sodium, 137.0, 4.0),
-        "creatinine": 0.18 * _bend(_log(facts.creatinine), 0.25, 0.7),
-        "albumin": -0.28 * _bend(facts.albumin, 3.4, 0.6),
+        "haemoglobin": -0.30 * bend(facts.haemoglobin, 11.5, 2.5),
+        "sodium": -0.25 * bend(facts.sodium, 137.0, 4.0),
+        "creatinine": 0.18 * bend(log_or_none(facts.creatinine), 0.25, 0.7),
+        "albumin": -0.28 * bend(facts.albumin, 3.4, 0.6),
         "bnp": 0.10 * bnp,
         "bnp_heart_failure": 0.40 * bnp * facts.heart_failure,
         "creatinine_slope": 0.52 * math.tanh(facts.creatinine_slope / 0.12),
         "weight_slope": 0.52 * math.tanh(facts.weight_slope / 0.45),
-        "furosemide": 1.20 * _saturate(facts.furosemide),
-        "opioids": 1.20 * _saturate(facts.opioids),
-        "antibiotics": 1.10 * _saturate(facts.antibiotics),
+        "furosemide": 1.20 * saturate(facts.furosemide),
+        "opioids": 1.20 * saturate(facts.opioids),
+        "antibiotics": 1.10 * saturate(facts.antibiotics),
         "intensive_care": 1.00 * facts.intensive_care,
         "elective": -0.40 * facts.elective,
-        "stay_hours": 0.25 * _bend(math.log(facts.stay_hours), 4.6, 0.8),
+        "stay_hours": 0.25 * bend(math.log(facts.stay_hours), 4.6, 0.8),
     }
 
 
 def death_terms(facts: Covariates) -> dict[str, float]:
     """Contributions to the log hazard of death outside the hospital, by name."""
     return {
-        "age": 1.00 * _bend(facts.age_years, 72.0, 18.0),
+        "age": 1.00 * bend(facts.age_years, 72.0, 18.0),
         "heart_failure": 0.25 * facts.heart_failure,
         "copd": 0.20 * facts.copd,
         "ckd": 0.12 * facts.ckd_grade,
         "cancer": 0.90 * facts.cancer,
         "dementia": 0.50 * facts.dementia,
-        "prior_stays": 0.40 * _saturate(facts.prior_stays),
-        "haemoglobin": -0.30 * _bend(facts.haemoglobin, 11.5, 2.5),
-        "sodium": -0.30 * _bend(facts.sodium, 137.0, 4.0),
-        "albumin": -0.80 * _bend(facts.albumin, 3.4, 0.6),
-        "bnp": 0.40 * _bend(_log(facts.bnp), 6.7, 1.2),
-        "opioids": 0.30 * _saturate(facts.opioids),
+        "prior_stays": 0.40 * saturate(facts.prior_stays),
+        "haemoglobin": -0.30 * bend(facts.haemoglobin, 11.5, 2.5),
+        "sodium": -0.30 * bend(facts.sodium, 137.0, 4.0),
+        "albumin": -0.80 * bend(facts.albumin, 3.4, 0.6),
+        "bnp": 0.40 * bend(log_or_none(facts.bnp), 6.7, 1.2),
+        "opioids": 0.30 * saturate(facts.opioids),
         "elective": -0.80 * facts.elective,
-        "stay_hours": 0.35 * _bend(math.log(facts.stay_hours), 4.6, 0.8),
+        "stay_hours": 0.35 * bend(math.log(facts.stay_hours), 4.6, 0.8),
     }
 
 
@@ -165,6 +166,7 @@ def cumulative_incidence(
     hazard_1: Sequence[float] | NDArray[np.float64],
     hazard_2: Sequence[float] | NDArray[np.float64],
     horizon_days: float = HORIZON_DAYS,
+    edges_days: Sequence[float] = BIN_EDGES_DAYS,
 ) -> tuple[float, float]:
     """Probability that cause 1, and that cause 2, comes first and within the horizon.
 
@@ -174,12 +176,11 @@ def cumulative_incidence(
     Args:
         hazard_1: Events per day in each bin, (n_bins,).
         hazard_2: The competing cause's, (n_bins,).
-        horizon_days: Days from discharge.
+        horizon_days: Days from the start.
+        edges_days: Of the bins, (n_bins + 1,).
     """
     survival, first, second = 1.0, 0.0, 0.0
-    for start, end, a, b in zip(
-        BIN_EDGES_DAYS[:-1], BIN_EDGES_DAYS[1:], hazard_1, hazard_2, strict=True
-    ):
+    for start, end, a, b in zip(edges_days[:-1], edges_days[1:], hazard_1, hazard_2, strict=True):
         if start >= horizon_days:
             break
         total = float(a + b)
@@ -197,38 +198,41 @@ def draw_first_event(
     uniform: float,
     hazard_1: Sequence[float] | NDArray[np.float64],
     hazard_2: Sequence[float] | NDArray[np.float64],
-) -> tuple[str, float, int]:
+    edges_days: Sequence[float] = BIN_EDGES_DAYS,
+) -> tuple[bool, float, int]:
     """Draw which event comes first and when, exactly, by inverting the total hazard.
 
     Args:
         exponential: A draw from the unit exponential distribution.
         uniform: A draw from [0, 1).
-        hazard_1: Hazard of readmission, events per day in each bin.
-        hazard_2: Hazard of death.
+        hazard_1: Hazard of cause 1, events per day in each bin; with the other's above 0 in the
+            last one, which has no end.
+        hazard_2: Hazard of cause 2.
+        edges_days: Of the bins, (n_bins + 1,).
 
     Returns:
-        `readmission` or `death`, days from discharge, and the bin in which it happens.
+        Whether it is cause 1, days from the start, and the bin in which it happens.
     """
     left = exponential
-    last = len(BIN_EDGES_DAYS) - 2
-    for i in range(last + 1):
+    for i, (start, end) in enumerate(itertools.pairwise(edges_days)):
         total = float(hazard_1[i] + hazard_2[i])
-        width = BIN_EDGES_DAYS[i + 1] - BIN_EDGES_DAYS[i]
+        width = end - start
         if left < total * width:
-            cause = READMISSION if uniform * total < float(hazard_1[i]) else DEATH
-            return cause, BIN_EDGES_DAYS[i] + left / total, i
+            return uniform * total < float(hazard_1[i]), start + left / total, i
         left -= total * width
     raise AssertionError("the last bin has no end")
 
 
-def _bend(value: float | None, centre: float, scale: float) -> float:
+def bend(value: float | None, centre: float, scale: float) -> float:
     """Linear near the centre, levelling off beyond the scale; 0 where nothing was measured."""
     return 0.0 if value is None else math.tanh((value - centre) / scale)
 
 
-def _saturate(exposure: float) -> float:
+def saturate(exposure: float) -> float:
+    """Linear for a little of a drug or a visit, levelling off with more of it."""
     return exposure / (1.0 + 0.4 * exposure)
 
 
-def _log(value: float | None) -> float | None:
+def log_or_none(value: float | None) -> float | None:
+    """The logarithm of what was measured."""
     return None if value is None else math.log(value)

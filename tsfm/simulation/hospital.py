@@ -1,15 +1,17 @@
 """A simulated hospital: patients with a known risk, written as the files a real one exports.
 
 `simulate_hospital` writes a FHIR bulk export (`fhir/`), a few WFDB records of ECG and PPG (`wfdb/`)
-and, apart from them, the truth (`truth.parquet`): at every index discharge the probability of a
-readmission and of death within 30 days, in closed form from the hazards that the events were drawn
-from, and what then happened. With `claims` the export also has the stays' claims and their payers'
-answers, and `truth_claims.parquet` the probability that each is denied. So the best discrimination
-that any model can reach on these data is known, and a model's distance from it can be measured.
+and, apart from them, the truth: at every index discharge the probability of a readmission and of
+death within 30 days (`truth.parquet`), and a day after every admission the probability that the
+stay ends in death and that it lasts a week (`truth_stays.parquet`), in closed form from the hazards
+that the events were drawn from, and what then happened. With `claims` the export also has the
+stays' claims and their payers' answers, and `truth_claims.parquet` the probability that each is
+denied. So the best discrimination that any model can reach on these data is known, and a model's
+distance from it can be measured.
 
-The hazards are in `tsfm.simulation.hazards`, the patients' courses in `tsfm.simulation.course`. The
-data are for exercising the path from export to score and for tests against the truth; they say
-nothing about real patients.
+The hazards are in `tsfm.simulation.hazards` and `tsfm.simulation.stay_hazards`, the patients'
+courses in `tsfm.simulation.course`. The data are for exercising the path from export to score and
+for tests against the truth; they say nothing about real patients.
 """
 
 from __future__ import annotations
@@ -22,8 +24,6 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tsfm.errors import InputError
@@ -35,10 +35,10 @@ from tsfm.simulation.claims import (
     claim_truth_table,
     simulate_claims,
 )
-from tsfm.simulation.course import Course, simulate_course
+from tsfm.simulation.course import simulate_course
 from tsfm.simulation.fhir_export import FhirWriter
 from tsfm.simulation.fhir_resources import Resource
-from tsfm.simulation.hazards import DEATH, READMISSION, readmission_terms
+from tsfm.simulation.truth_tables import CENSORED, TruthTables
 
 ZONE = ZoneInfo("America/New_York")
 WINDOW_START = datetime(2021, 1, 1, tzinfo=ZONE)
@@ -46,19 +46,6 @@ EXPORT_TIME = datetime(2025, 1, 1, tzinfo=ZONE)
 ECG_FS_HZ = 250.0
 PPG_FS_HZ = 125.0
 RECORD_SECONDS = 30.0
-
-TRUTH = pa.schema(
-    [
-        pa.field("patient_id", pa.string(), nullable=False),  # FHIR id
-        pa.field("encounter_id", pa.string(), nullable=False),  # FHIR id
-        pa.field("discharge_time", pa.timestamp("us"), nullable=False),  # UTC
-        pa.field("p_readmission_30d", pa.float64(), nullable=False),
-        pa.field("p_death_30d", pa.float64(), nullable=False),  # dead first, not readmitted before
-        pa.field("outcome", pa.string(), nullable=False),  # readmission, death, none, censored
-        pa.field("outcome_days", pa.float64(), nullable=False),
-    ]
-)
-"""One row an index discharge: alive, not to hospice, another acute hospital or against advice."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +63,13 @@ class HospitalSummary:
         death_rate: Share that died first within 30 d, of the same.
         ceiling_auroc: AUROC of the true risk against being readmitted within 30 d: no model can
             be expected to do better. NaN where one class is absent.
+        death_in_stay_rate: Share of the stays of over a day that ended in death, of those that are
+            known to have ended.
+        death_in_stay_ceiling_auroc: AUROC of its true risk, a day after admission.
         fhir_dir: The bulk export.
-        truth_path: Table with the columns of `TRUTH`.
+        truth_path: Table with the columns of `truth_tables.TRUTH`.
         terms_path: Each discharge's contributions to the true log hazard of readmission.
+        stay_truth_path: Table with the columns of `truth_tables.STAY_TRUTH`.
         records_path: Index of the WFDB records; None without any.
         claims_path: Table with the columns of `claims.CLAIM_TRUTH`; None without claims.
     """
@@ -92,9 +83,12 @@ class HospitalSummary:
     readmission_rate: float
     death_rate: float
     ceiling_auroc: float
+    death_in_stay_rate: float
+    death_in_stay_ceiling_auroc: float
     fhir_dir: Path
     truth_path: Path
     terms_path: Path
+    stay_truth_path: Path
     records_path: Path | None
     claims_path: Path | None = None
 
@@ -111,6 +105,8 @@ class HospitalSummary:
             ("readmitted within 30 days", f"{self.readmission_rate:>12.1%}"),
             ("died first within 30 days", f"{self.death_rate:>12.1%}"),
             ("AUROC of the true risk", f"{self.ceiling_auroc:>12.3f}"),
+            ("died in a stay of over a day", f"{self.death_in_stay_rate:>12.1%}"),
+            ("AUROC of the true risk", f"{self.death_in_stay_ceiling_auroc:>12.3f}"),
         ]
         folders = [("export", self.fhir_dir), ("truth", self.truth_path)]
         if self.records_path is not None:
@@ -165,8 +161,7 @@ def simulate_hospital(
             remedy="Choose another folder, or remove the old one.",
         )
     start, export = int(WINDOW_START.timestamp()), int(EXPORT_TIME.timestamp())
-    truth: dict[str, list[object]] = {name: [] for name in TRUTH.names}
-    terms: list[dict[str, float]] = []
+    truth = TruthTables(export)
     records: list[dict[str, str]] = []
     billed: list[dict[str, Any]] = []
     n_stays = 0
@@ -191,60 +186,34 @@ def simulate_hospital(
                 billed += claim_truth(bills, course.chart, export=export)
             writer.add(course.chart, more)
             n_stays += sum(e.kind == STAY for e in course.chart.encounters)
-            _add_truth(truth, terms, course)
+            truth.add(course)
             # An own generator: the share of recorded stays must not change the courses.
             waves = np.random.default_rng([seed, i, 1])
             records += _write_records(root / "wfdb", waves, course.chart, export, waveform_fraction)
         writer.finish()
-    table = pa.table(truth, schema=TRUTH)
-    write_table(table, root / "truth.parquet")
-    write_table(_terms_table(table, terms), root / "truth_terms.parquet")
+    truth.write(root)
     if claims:
         write_table(claim_truth_table(billed), root / "truth_claims.parquet")
-    outcome = np.array(truth["outcome"])
-    known = outcome != "censored"
-    readmitted = outcome[known] == READMISSION
+    rates = truth.rates()
     return HospitalSummary(
         n_patients=n_patients,
         n_resources=dict(writer.counts),
         n_stays=n_stays,
-        n_discharges=len(outcome),
-        n_censored=int((~known).sum()),
+        n_discharges=len(truth.terms),
+        n_censored=truth.discharges["outcome"].count(CENSORED),
         n_records=len(records),
-        readmission_rate=float(readmitted.mean()) if known.any() else float("nan"),
-        death_rate=float((outcome[known] == DEATH).mean()) if known.any() else float("nan"),
-        ceiling_auroc=_auroc(np.array(truth["p_readmission_30d"], float)[known], readmitted),
+        readmission_rate=rates["readmission"],
+        death_rate=rates["death"],
+        ceiling_auroc=rates["ceiling"],
+        death_in_stay_rate=rates["death_in_stay"],
+        death_in_stay_ceiling_auroc=rates["death_in_stay_ceiling"],
         fhir_dir=fhir_dir,
         truth_path=root / "truth.parquet",
         terms_path=root / "truth_terms.parquet",
+        stay_truth_path=root / "truth_stays.parquet",
         records_path=_write_record_index(root / "wfdb", records) if records else None,
         claims_path=root / "truth_claims.parquet" if claims else None,
     )
-
-
-def _add_truth(
-    truth: dict[str, list[object]], terms: list[dict[str, float]], course: Course
-) -> None:
-    for discharge in course.discharges:
-        row = (
-            course.chart.patient,
-            course.chart.encounter_id(discharge.encounter),
-            datetime.fromtimestamp(discharge.time, UTC).replace(tzinfo=None),
-            discharge.p_readmission,
-            discharge.p_death,
-            discharge.outcome,
-            discharge.days,
-        )
-        for column, value in zip(truth.values(), row, strict=True):
-            column.append(value)
-        terms.append(readmission_terms(discharge.covariates))
-
-
-def _terms_table(truth: pa.Table, terms: list[dict[str, float]]) -> pa.Table:
-    table = truth.select(["patient_id", "encounter_id", "discharge_time"])
-    for name in terms[0] if terms else ():
-        table = table.append_column(name, pa.array([row[name] for row in terms], pa.float64()))
-    return table
 
 
 def _write_records(
@@ -311,15 +280,3 @@ def _write_record_index(folder: Path, records: list[dict[str, str]]) -> Path:
         writer.writeheader()
         writer.writerows(records)
     return path
-
-
-def _auroc(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive outranks a negative, ties by half."""
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    if n_positive == 0 or n_negative == 0:
-        return float("nan")
-    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2.0)[place]
-    return float(
-        (rank[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
-    )
