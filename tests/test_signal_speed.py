@@ -46,6 +46,15 @@ def test_views_of_one_ecg_are_compared(repository: Path) -> None:
     assert "hours" in printed
 
 
+def test_planted_faults_of_leads_are_found(repository: Path) -> None:
+    printed, found = run(repository, "ecg_faults.py")
+    assert found["false_alarms"] == 0
+    rows = [row for row in found.values() if isinstance(row, dict)]
+    assert len(rows) == 9
+    assert all(row["found"] == 1 for row in rows)
+    assert "two limb leads interchanged" in printed
+
+
 @pytest.mark.slow
 def test_an_ecg_on_the_timeline_is_compared_with_late_fusion(repository: Path) -> None:
     printed, found = run(repository, "waveform_timeline.py")
