@@ -2,10 +2,11 @@
 
 A hospital is simulated whose hazards are known, and with them the risk of every discharge and of
 every stay a day after its admission: nobody can rank better than those. One timeline model is
-pretrained, fine-tuned to the three tasks at once, and asked about held-out patients, beside
-gradient boosting on count features. With the true risks known, the AUROC to be expected is told
-without the luck of what happened; what happened is told beside it. The integrated Brier score
-judges the whole course of the time to readmission.
+pretrained and fine-tuned to the three tasks at once, three times from different seeds, and held-out
+patients are asked about: `ours` is the mean of the three, `boosting` stands on count features, and
+`stack` is both, weighed on the tuning patients, which is what is shipped for a risk. With the true
+risks known, the AUROC to be expected is told without the luck of what happened; what happened is
+told beside it. The integrated Brier score judges the whole course of the time to readmission.
 
     python benchmarks/timeline_ceiling.py --out ceiling            10,000 patients
     python benchmarks/timeline_ceiling.py --out ceiling --quick    a small one, to see that it runs
@@ -30,6 +31,7 @@ import polars as pl
 from demo import expected_auroc
 from measure import Row, machine, show
 from numpy.typing import NDArray
+from scipy.special import expit
 from timeline_designs import once
 from timeline_designs_forms import incidence_at, pretrain_form
 from timeline_designs_hospital import Hospital, make_hospital
@@ -38,10 +40,12 @@ from timeline_designs_truth import true_courses, true_stays
 from tsfm import schema
 from tsfm.evaluation.baselines.boosting import fit_boosting
 from tsfm.evaluation.baselines.count_features import count_features
-from tsfm.evaluation.bootstrap import bootstrap_interval, paired_difference
+from tsfm.evaluation.bootstrap import paired_difference
+from tsfm.evaluation.calibration import logit
 from tsfm.evaluation.competing_risks import cumulative_incidence
 from tsfm.evaluation.discrimination import auroc
 from tsfm.evaluation.integrated_brier import integrated_brier
+from tsfm.evaluation.stacking import fit_stack
 from tsfm.models.checkpoint import load_model
 from tsfm.models.mamba import MambaConfig
 from tsfm.tasks.registry import TASKS, find_cohort, labels_of
@@ -67,12 +71,13 @@ class Setup:
     n_layers: int = 2
     epochs: int = 8
     tuning_epochs: int = 4
+    members: int = 3
     lr: float = 3e-3
     max_tokens: int = 2048
     seed: int = 0
 
 
-QUICK = Setup(patients=300, d_model=16, n_layers=1, epochs=1, tuning_epochs=1)
+QUICK = Setup(patients=300, d_model=16, n_layers=1, epochs=1, tuning_epochs=1, members=1)
 
 
 def train(hospital: Hospital, setup: Setup) -> dict[str, Any]:
@@ -84,51 +89,83 @@ def train(hospital: Hospital, setup: Setup) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def tune(hospital: Hospital, cohorts: dict[str, pl.DataFrame], setup: Setup) -> dict[str, Any]:
+def tune(
+    hospital: Hospital, cohorts: dict[str, pl.DataFrame], setup: Setup, member: int
+) -> dict[str, Any]:
     """Fine-tune to all tasks at once."""
     result = multitask_finetune(
         hospital.form_folder("mamba"), hospital.folder / "tokens", cohorts,
-        hospital.folder / "model", progress=False,
+        member_folder(hospital, member), progress=False,
         config=MultitaskConfig(
-            train=replace(FINETUNE_DEFAULTS, epochs=setup.tuning_epochs, seed=setup.seed)
+            train=replace(FINETUNE_DEFAULTS, epochs=setup.tuning_epochs, seed=setup.seed + member)
         ),
     )  # fmt: skip
     return {"tuning_loss": result.tuning_loss}
 
 
-def boost(hospital: Hospital, cohorts: dict[str, pl.DataFrame]) -> dict[str, Any]:
-    """Boosting on count features of each task: probabilities of held-out rows, in their order."""
-    split_of = hospital.store.subjects.select(schema.SUBJECT_ID, "split")
-    training = split_of.filter(pl.col("split") == schema.TRAIN)[schema.SUBJECT_ID].to_list()
-    found: dict[str, Any] = {}
-    for name, cohort in cohorts.items():
-        rows = labelled(cohort, name).join(
-            split_of, on=schema.SUBJECT_ID, how="left", maintain_order="left"
-        )
-        features, _ = count_features(hospital.folder / "events", rows, training)
-        of, label = rows["split"].to_numpy(), rows[schema.BOOLEAN_VALUE].to_numpy().astype(float)
-        fitted = fit_boosting(
-            features[of == schema.TRAIN], label[of == schema.TRAIN],
-            features[of == schema.TUNING], label[of == schema.TUNING],
-        )  # fmt: skip
-        held = of == schema.HELD_OUT
-        found[name] = fitted.predict_probability(features[held]).tolist()
+def member_folder(hospital: Hospital, member: int) -> Path:
+    return hospital.folder / f"model-{member}"
+
+
+def ask(hospital: Hospital, cohorts: dict[str, pl.DataFrame], member: int) -> dict[str, Any]:
+    """Probabilities of a member on tuning and held-out rows of each task, in the rows' order."""
+    model = load_model(member_folder(hospital, member))
+    found: dict[str, Any] = {name: {} for name in cohorts}
+    for split in (schema.TUNING, schema.HELD_OUT):
+        scores = score_tasks(model, hospital.folder / "tokens", cohorts, split=split)
+        for name, frame in scores.items():
+            rows = labelled(hospital, cohorts[name], name, split)
+            both = rows.join(frame.drop_nulls(), on=KEY, how="left", maintain_order="left")
+            if both["probability"].null_count():
+                raise SystemExit(f"{name}: a row has no score")
+            found[name][split] = both["probability"].to_list()
     return found
 
 
-def labelled(cohort: pl.DataFrame, task: str) -> pl.DataFrame:
-    """Eligible rows whose label is known, with it."""
+def boost(hospital: Hospital, cohorts: dict[str, pl.DataFrame]) -> dict[str, Any]:
+    """The same of boosting on count features."""
+    training = hospital.store.subjects.filter(pl.col("split") == schema.TRAIN)
+    found: dict[str, Any] = {}
+    for name, cohort in cohorts.items():
+        parts = [labelled(hospital, cohort, name, split) for split in schema.SPLITS]
+        rows = pl.concat(parts)
+        features, _ = count_features(
+            hospital.folder / "events", rows, training[schema.SUBJECT_ID].to_list()
+        )
+        x = dict(zip(schema.SPLITS, np.split(features, heights(parts)), strict=True))
+        y = {split: label_of(part) for split, part in zip(schema.SPLITS, parts, strict=True)}
+        fitted = fit_boosting(x[schema.TRAIN], y[schema.TRAIN], x[schema.TUNING], y[schema.TUNING])
+        found[name] = {
+            split: fitted.predict_probability(x[split]).tolist()
+            for split in (schema.TUNING, schema.HELD_OUT)
+        }
+    return found
+
+
+def heights(parts: list[pl.DataFrame]) -> list[int]:
+    """Where each part but the first begins."""
+    return np.cumsum([part.height for part in parts])[:-1].tolist()
+
+
+def label_of(rows: pl.DataFrame) -> NDArray[np.float64]:
+    return rows[schema.BOOLEAN_VALUE].to_numpy().astype(float)
+
+
+def labelled(hospital: Hospital, cohort: pl.DataFrame, task: str, split: str) -> pl.DataFrame:
+    """Eligible rows of a split whose label is known, with it."""
+    subjects = hospital.store.subjects.filter(pl.col("split") == split)[schema.SUBJECT_ID]
     labels = labels_of(cohort, TASKS[task])
-    return cohort.filter("eligible").join(labels, on=KEY, how="inner", maintain_order="left")
+    return cohort.filter(
+        pl.col("eligible") & pl.col(schema.SUBJECT_ID).is_in(subjects.implode())
+    ).join(labels, on=KEY, how="inner", maintain_order="left")
 
 
 def compare(
-    hospital: Hospital, cohorts: dict[str, pl.DataFrame], boosted: dict[str, Any]
-) -> dict[str, Any]:
-    """Ours, boosting and the truth on the same held-out rows of each task."""
-    model = load_model(hospital.folder / "model")
+    hospital: Hospital, cohorts: dict[str, pl.DataFrame], members: list[dict[str, Any]],
+    boosted: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Ours, boosting, their stack and the truth on the same held-out rows of each task."""
     events = hospital.folder / "events"
-    scores = score_tasks(model, hospital.folder / "tokens", cohorts, split=schema.HELD_OUT)
     courses = true_courses(hospital.folder / "hospital", events, DAYS)
     stays = true_stays(hospital.folder / "hospital", events)
     truth = {
@@ -136,53 +173,62 @@ def compare(
         DEATH: stays.select(*KEY, risk="p_death_in_stay"),
         LONG: stays.select(*KEY, risk="p_stay_7d"),
     }
-    held = hospital.store.subjects.filter(pl.col("split") == schema.HELD_OUT)[schema.SUBJECT_ID]
     found: dict[str, Any] = {}
-    for name, frame in scores.items():
-        rows = labelled(cohorts[name], name).filter(pl.col(schema.SUBJECT_ID).is_in(held.implode()))
-        both = (
-            rows.with_columns(boosted=pl.Series(boosted[name]))
-            .join(frame.drop_nulls(), on=KEY, how="inner", maintain_order="left")
-            .join(truth[name], on=KEY, how="inner", maintain_order="left")
+    for name, cohort in cohorts.items():
+        given = {
+            split: {
+                "ours": expit(np.mean([logit(np.array(m[name][split])) for m in members], axis=0)),
+                "boosting": np.array(boosted[name][split]),
+            }
+            for split in (schema.TUNING, schema.HELD_OUT)
+        }
+        taught = labelled(hospital, cohort, name, schema.TUNING)
+        stack = fit_stack(label_of(taught), given[schema.TUNING])
+        asked = given[schema.HELD_OUT]
+        rows = labelled(hospital, cohort, name, schema.HELD_OUT)
+        both = rows.join(truth[name], on=KEY, how="left", maintain_order="left")
+        if both["risk"].null_count():
+            raise SystemExit(f"{name}: a row has no truth")
+        found[name] = one_task(
+            both, {"stack": stack.probability(asked), **asked, "truth": both["risk"].to_numpy()}
         )
-        if both.height != rows.height:
-            raise SystemExit(f"{name}: {rows.height - both.height} rows have no score or no truth")
-        found[name] = one_task(both)
+        found[name]["weights"] = dict(stack.weights)
+        found[name]["members"] = [
+            expected_auroc(np.array(m[name][schema.HELD_OUT]), both["risk"].to_numpy())
+            for m in members
+        ]
+    held = hospital.store.subjects.filter(pl.col("split") == schema.HELD_OUT)[schema.SUBJECT_ID]
     due = (
         cohorts[READMISSION]
         .filter(pl.col("eligible") & pl.col(schema.SUBJECT_ID).is_in(held.implode()))
         .join(courses, on=KEY, maintain_order="left")
     )
-    return found | {"time_to_readmission": brier_of_courses(hospital, due)}
+    return found | {"time_to_readmission": brier_of_courses(hospital, due, len(members))}
 
 
-def one_task(both: pl.DataFrame) -> dict[str, Any]:
-    """AUROC and expected AUROC of all, and ours less the others, paired over patients."""
-    subject = both[schema.SUBJECT_ID].to_numpy()
-    label = both[schema.BOOLEAN_VALUE].to_numpy().astype(float)
-    risk = both["risk"].to_numpy()
-    given = {
-        "ours": both["probability"].to_numpy().astype(float),
-        "boosting": both["boosted"].to_numpy(),
-        "truth": risk,
-    }
-    own = bootstrap_interval(auroc, subject, label, given["ours"], N_RESAMPLES)
+def one_task(both: pl.DataFrame, given: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """AUROC and expected AUROC of all, and the stack's less the others', paired over patients."""
+    subject, label = both[schema.SUBJECT_ID].to_numpy(), label_of(both)
     found: dict[str, Any] = {
-        "n": both.height, "n_true": int(label.sum()), "interval": [own.low, own.high],
+        "n": both.height, "n_true": int(label.sum()),
         "auroc": {name: auroc(label, p) for name, p in given.items()},
-        "expected_auroc": {name: expected_auroc(p, risk) for name, p in given.items()},
+        "expected_auroc": {name: expected_auroc(p, given["truth"]) for name, p in given.items()},
     }  # fmt: skip
-    for other in ("boosting", "truth"):
-        apart = paired_difference(auroc, subject, label, given["ours"], given[other], N_RESAMPLES)
-        found[f"ours minus {other}"] = [apart.value, apart.low, apart.high]
+    for other in given.keys() - {"stack"}:
+        apart = paired_difference(auroc, subject, label, given["stack"], given[other], N_RESAMPLES)
+        found[f"stack minus {other}"] = [apart.value, apart.low, apart.high]
     return found
 
 
-def brier_of_courses(hospital: Hospital, due: pl.DataFrame) -> dict[str, float]:
+def brier_of_courses(hospital: Hospital, due: pl.DataFrame, n_members: int) -> dict[str, float]:
     """Integrated Brier scores of the time to readmission: ours, the truth's, the same for all."""
-    ours = incidence_at(
-        load_model(hospital.folder / "model").model, hospital.store, due, READMISSION, DAYS
-    )
+    each = [
+        incidence_at(
+            load_model(member_folder(hospital, i)).model, hospital.store, due, READMISSION, DAYS
+        )
+        for i in range(n_members)
+    ]
+    ours = np.mean(each, axis=0)
     if not np.isfinite(ours).all():
         raise SystemExit("a held-out discharge has no course")
     outcome, when = due["outcome"], due["outcome_days"].to_numpy()
@@ -200,28 +246,28 @@ def brier_of_courses(hospital: Hospital, due: pl.DataFrame) -> dict[str, float]:
 
 
 def tell(found: dict[str, Any]) -> list[Row]:
-    print(f"\n{'AUROC, held-out patients':24} {'true':>6} {'of':>6}" + "".join(
-        f"{name:>19}" for name in ("ours", "boosting", "truth")
-    ))  # fmt: skip
-    for name in TUNED:
-        task = found[name]
-        cells = "".join(
-            f"{task['expected_auroc'][who]:>10.4f} ({task['auroc'][who]:.4f})"
-            for who in ("ours", "boosting", "truth")
-        )
-        print(f"{name:24} {task['n_true']:6,} {task['n']:6,}{cells}")
+    names = ("stack", "ours", "boosting", "truth")
+    head = "".join(f"{name:>17}" for name in names)
+    print(f"\n{'AUROC, held-out patients':24}{'true':>6}{'of':>7}{head}")
+    for task in TUNED:
+        row = found[task]
+        cells = "".join(f"{row['expected_auroc'][n]:9.4f} ({row['auroc'][n]:.3f})" for n in names)
+        print(f"{task:24}{row['n_true']:6,}{row['n']:7,}{cells}")
     print("expected where the true risks are known; in brackets, of what happened")
-    for name in TUNED:
-        for other in ("boosting", "truth"):
-            value, low, high = found[name][f"ours minus {other}"]
-            print(f"  {name}, ours minus {other:9} {value:+.4f} [{low:+.4f}, {high:+.4f}]")
+    for task in TUNED:
+        members = ", ".join(f"{value:.4f}" for value in found[task]["members"])
+        weights = ", ".join(f"{n} {w:.2f}" for n, w in found[task]["weights"].items())
+        print(f"{task}: members alone {members}; weights of the stack: {weights}")
+        for other in names[1:]:
+            value, low, high = found[task][f"stack minus {other}"]
+            print(f"  what happened, stack minus {other:9} {value:+.4f} [{low:+.4f}, {high:+.4f}]")
     course = found["time_to_readmission"]
     print("\ntime to readmission within 180 days, integrated Brier score")
     for name, value in course.items():
         print(f"  {name:50} {value:10.5g}")
     rows = [
         Row(f"expected AUROC of {name}, behind the truth",
-            found[name]["expected_auroc"]["truth"] - found[name]["expected_auroc"]["ours"],
+            found[name]["expected_auroc"]["truth"] - found[name]["expected_auroc"]["stack"],
             BAR, BAR / 2, False, "")
         for name in TUNED
     ]  # fmt: skip
@@ -253,9 +299,12 @@ def main() -> None:
     hospital = make_hospital(out, setup.patients, setup.seed)
     cohorts = {name: find_cohort(out / "events", name) for name in TUNED}
     pretrained = once(out, "pretrain", lambda: train(hospital, setup))
-    tuned = once(out, "fine-tune", lambda: tune(hospital, cohorts, setup))
+    tuned, members = [], []
+    for i in range(setup.members):
+        tuned.append(once(out, f"fine-tune {i}", lambda i=i: tune(hospital, cohorts, setup, i)))
+        members.append(once(out, f"ask {i}", lambda i=i: ask(hospital, cohorts, i)))
     boosted = once(out, "boost", lambda: boost(hospital, cohorts))
-    found = once(out, "compare", lambda: compare(hospital, cohorts, boosted))
+    found = once(out, "compare", lambda: compare(hospital, cohorts, members, boosted))
     rows = tell(found)
     show(rows)
     print()
