@@ -15,9 +15,9 @@ help: ## Show this
 demo: $(VENV)/.installed ## From a simulated hospital's FHIR export to readmission risk
 	$(BIN)/python benchmarks/demo.py --out demo
 
-# What `check` has just run is not run again as a test.
+# What `check` has just run is not run again as a test. Two processes: most tests use one core.
 test: check ## Lint, types, import contracts and all tests
-	$(BIN)/python -m pytest --deselect tests/test_house.py::test_a_tool_finds_nothing
+	$(BIN)/python -m pytest -n 2 --dist worksteal --deselect tests/test_house.py::test_a_tool_finds_nothing
 
 check: $(VENV)/.installed-dev ## Lint, types and import contracts only
 	$(BIN)/ruff check .

@@ -5,8 +5,8 @@
 
 Limb leads are interchanged or inverted, one lead's gain is wrong, a lead is dead, missing or a copy
 of another, the unit is wrong by a factor of a thousand. A fault counts as found if it is named as
-what it is, with its leads; `told` counts records of which anything at all is said. Which leads is
-drawn for each record. Nothing is fitted. The last line is one JSON object.
+what it is, with its leads, and nothing else is said; `told` counts records of which anything at all
+is said. Which leads is drawn for each record. Nothing is fitted. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def try_fault(name: str, signals: Signal) -> dict[str, float]:
     for i, x in enumerate(signals):
         planted, kind, leads = FAULTS[name](x, np.random.default_rng(i))
         faults = find_lead_faults(planted, STANDARD_LEADS, fs_hz=FS_HZ)
-        named = {lead for fault in faults if fault.kind == kind for lead in fault.leads}
-        found += named == leads
+        named = {lead for fault in faults for lead in fault.leads}
+        found += named == leads and all(fault.kind == kind for fault in faults)
         told += bool(faults)
     return {"found": found / len(signals), "told": told / len(signals)}
 

@@ -8,8 +8,9 @@ Without `--test` the records of `--train` are scored in five folds of patients. 
 which has learned from simulated hearts and then from the same records as all, together with trees
 on what a cardiograph measures; all peers see the same records in the same run. `--out` keeps the
 predictions of each model and fold, so that a run that was stopped goes on. `--noise` also scores
-the same records with wander, muscle and electrode noise, which no model was trained for on these
-records. The last line is one JSON object.
+the same records with wander, muscle and electrode noise. Our encoder has met noise of these kinds
+on simulated hearts, and white noise and slow waves on these records; the peers have met none. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -143,6 +144,8 @@ def models(arguments: argparse.Namespace) -> dict[str, Predict]:
         if not arguments.quick or kind == "resnet":
             chosen[kind] = peer(kind, epochs, 1)
     needed = ("lightgbm", "trees", TAUGHT)
+    if strange := set(arguments.models or ()) - chosen.keys():
+        raise SystemExit(f"no model {', '.join(sorted(strange))}; there are {', '.join(chosen)}")
     return {
         name: predict
         for name, predict in chosen.items()
@@ -158,7 +161,7 @@ def predictions(
     for name, predict in chosen.items():
         rows = []
         for i, (train, test) in enumerate(parts):
-            kept = out / f"{name.replace(' ', '_')}-{i}.npy" if out else None
+            kept = out / f"{name.replace(' ', '_')}-{i}-{len(test)}.npy" if out else None
             if kept and kept.exists():
                 rows.append(np.load(kept))
                 continue

@@ -4,7 +4,7 @@ A hospital is simulated whose hazards are known, and with them the risk of every
 every stay a day after its admission: nobody can rank better than those. One timeline model is
 pretrained and fine-tuned to the three tasks at once, three times from different seeds, and held-out
 patients are asked about: `ours` is the mean of the three, `boosting` stands on count features, and
-`stack` is both, weighed on the tuning patients, which is what is shipped for a risk. With the true
+`stack` is both, weighed on the tuning patients, who have also stopped both trainings. With the true
 risks known, the AUROC to be expected is told without the luck of what happened; what happened is
 told beside it. The integrated Brier score judges the whole course of the time to readmission.
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from tsfm.evaluation.integrated_brier import integrated_brier
 from tsfm.evaluation.stacking import fit_stack
 from tsfm.models.checkpoint import load_model
 from tsfm.models.mamba import MambaConfig
+from tsfm.tasks.cohorts import AdmissionRules
 from tsfm.tasks.registry import TASKS, find_cohort, labels_of
 from tsfm.training.finetune import FINETUNE_DEFAULTS
 from tsfm.training.loop import TrainConfig
@@ -93,6 +95,8 @@ def tune(
     hospital: Hospital, cohorts: dict[str, pl.DataFrame], setup: Setup, member: int
 ) -> dict[str, Any]:
     """Fine-tune to all tasks at once."""
+    # Left by a run that was stopped before it wrote down what it found.
+    shutil.rmtree(member_folder(hospital, member), ignore_errors=True)
     result = multitask_finetune(
         hospital.form_folder("mamba"), hospital.folder / "tokens", cohorts,
         member_folder(hospital, member), progress=False,
@@ -297,7 +301,12 @@ def main() -> None:
     stored.write_text(json.dumps(asdict(setup)))
 
     hospital = make_hospital(out, setup.patients, setup.seed)
-    cohorts = {name: find_cohort(out / "events", name) for name in TUNED}
+    # The truth is of single stays: one that begins on the day the last one ended is its own here.
+    apart = AdmissionRules(merge_same_day=False)
+    cohorts = {
+        name: find_cohort(out / "events", name, rules=None if name == READMISSION else apart)
+        for name in TUNED
+    }
     pretrained = once(out, "pretrain", lambda: train(hospital, setup))
     tuned, members = [], []
     for i in range(setup.members):

@@ -104,9 +104,9 @@ class HospitalSummary:
             *((f"FHIR {name}", f"{n:>12,}") for name, n in counted),
             ("readmitted within 30 days", f"{self.readmission_rate:>12.1%}"),
             ("died first within 30 days", f"{self.death_rate:>12.1%}"),
-            ("AUROC of the true risk", f"{self.ceiling_auroc:>12.3f}"),
+            ("AUROC of the true readmission risk", f"{self.ceiling_auroc:>12.3f}"),
             ("died in a stay of over a day", f"{self.death_in_stay_rate:>12.1%}"),
-            ("AUROC of the true risk", f"{self.death_in_stay_ceiling_auroc:>12.3f}"),
+            ("AUROC of the true risk of that", f"{self.death_in_stay_ceiling_auroc:>12.3f}"),
         ]
         folders = [("export", self.fhir_dir), ("truth", self.truth_path)]
         if self.records_path is not None:
@@ -114,7 +114,7 @@ class HospitalSummary:
         if self.claims_path is not None:
             folders.append(("claims", self.claims_path))
         return "\n".join(
-            [f"{name:<34}{value}" for name, value in rows]
+            [f"{name:<36}{value}" for name, value in rows]
             + [f"{name:<10}{path}" for name, path in folders]
         )
 
@@ -249,7 +249,12 @@ def _write_record(
 ) -> None:
     from tsfm.simulation.waveforms import simulate_beats, simulate_ecg, simulate_ppg, write_record
 
-    charted = [m for m in chart.measurements.get("heart_rate", ()) if m.encounter == number]
+    # Readings to come would tell that the stay goes on.
+    charted = [
+        m
+        for m in chart.measurements.get("heart_rate", ())
+        if m.encounter == number and m.time <= time
+    ]
     nearest = min(charted, key=lambda m: abs(m.time - time), default=None)
     beats = simulate_beats(
         rng,
