@@ -39,11 +39,12 @@ from tsfm.evaluation.label_bootstrap import (
 from tsfm.models.biosignal_encoder import BiosignalConfig, BiosignalEncoder
 from tsfm.models.encoder_directory import level, open_encoder
 from tsfm.signals.store import STANDARD_LEADS
-from tsfm.simulation.signal_noise import KINDS, SNR_DB
+from tsfm.simulation.signal_noise import KINDS
 from tsfm.training.signal_classifier import SignalTraining, fit_signal_classifier
 
 DEFAULT = Path(os.environ.get("TSFM_DATA", "../shared/data")) / "wfdb" / "ptb-xl"
 N_FOLDS = 5
+SNR_DB = (24, 12, 6, 0, -6)
 TRAINING = SignalTraining(epochs=30)
 TUNING = SignalTraining(epochs=20, lr=5e-4)  # of an encoder that has learned from simulated hearts
 QUICK = SignalTraining(epochs=1)

@@ -8,6 +8,8 @@ slow wander.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
@@ -54,5 +56,9 @@ def add_noise(
 
 
 def _band(x: NDArray, low_hz: float, high_hz: float, fs_hz: float) -> NDArray[np.float64]:
-    sos = butter(2, [low_hz, high_hz], "bandpass", fs=fs_hz, output="sos")
-    return np.asarray(sosfiltfilt(sos, x - np.mean(x)))
+    return np.asarray(sosfiltfilt(_design(low_hz, high_hz, fs_hz), x - np.mean(x)))
+
+
+@cache  # designing a filter takes longer than running it over ten seconds
+def _design(low_hz: float, high_hz: float, fs_hz: float) -> NDArray[np.float64]:
+    return butter(2, [low_hz, high_hz], "bandpass", fs=fs_hz, output="sos")
