@@ -314,6 +314,8 @@ def main() -> None:
         members.append(once(out, f"ask {i}", lambda i=i: ask(hospital, cohorts, i)))
     boosted = once(out, "boost", lambda: boost(hospital, cohorts))
     found = once(out, "compare", lambda: compare(hospital, cohorts, members, boosted))
+    patients = dict(hospital.store.subjects["split"].value_counts().iter_rows())
+    print("\npatients: " + ", ".join(f"{n:,} {split}" for split, n in patients.items()))
     rows = tell(found)
     show(rows)
     print()
@@ -324,6 +326,7 @@ def main() -> None:
                 "machine": machine(),
                 "quick": arguments.quick,
                 "setup": asdict(setup),
+                "patients": patients,
                 "pretrained": pretrained,
                 "tuned": tuned,
                 "found": found,
