@@ -87,6 +87,48 @@ def noisy(records: list[BeatRecord], kind: str, snr_db: float) -> list[BeatRecor
     ]  # fmt: skip
 
 
+def by_fold(
+    train: BeatTable, records: list[BeatRecord]
+) -> list[tuple[Predict, Predict, list[BeatRecord]]]:
+    """Ours and the peer of every fold, one seed each, with the records that neither has seen."""
+    fold = folds_of(train)
+    found = []
+    for k in np.unique(fold):
+        rows = fold != k
+        asked = set(train.record[~rows])
+        found.append((
+            fit_scores(train, rows, 1), fit_peer(train, rows, 1),
+            [r for r in records if r.name in asked],
+        ))  # fmt: skip
+    return found
+
+
+def under_noise(
+    judged: list[tuple[Predict, Predict, list[BeatRecord]]], scale: float, snrs: tuple[int, ...]
+) -> dict[str, dict[str, float]]:
+    """F1 of V of ours and the peer with noise on the records that are scored, and what it costs."""
+    print(f"\nF1 of V under noise\n{'':18}{'ours':>8}{'peer':>8}")
+    table = {}
+    for kind, snr in [("none", 99), *((kind, snr) for kind in KINDS for snr in snrs)]:
+        y, each = [], {"ours": [], "lightgbm": []}
+        for ours, peer, records in judged:
+            data = BeatTable(records if kind == "none" else noisy(records, kind, snr))
+            y.append(data.y)
+            each["ours"].append(classes_of(ours(data), data.regular, scale))
+            each["lightgbm"].append(peer(data).argmax(1))
+        true = np.concatenate(y)
+        row = {name: round(class_f1(true, np.concatenate(p), 2), 4) for name, p in each.items()}
+        name = kind if kind == "none" else f"{kind} {snr} dB"
+        table[name] = row
+        print(f"{name:18}{row['ours']:8.3f}{row['lightgbm']:8.3f}", flush=True)
+    for kind in KINDS:
+        rows = [row for name, row in table.items() if name.startswith(kind)]
+        lost = {n: table["none"][n] - float(np.mean([row[n] for row in rows])) for n in rows[0]}
+        table[f"{kind}, mean loss"] = {n: round(value, 4) for n, value in lost.items()}
+        print(f"{f'{kind}, mean loss':18}{lost['ours']:8.3f}{lost['lightgbm']:8.3f}")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -119,15 +161,12 @@ def main() -> None:
         p = fit_scores(train, everything, seeds)
         p_peer = fit_peer(train, everything, seeds)
         ours, peer = p(test), p_peer(test)
-        models, how = (p, p_peer), "records kept apart"
+        judged, how = [(p, p_peer, scored)], "records kept apart"
     else:
-        test, scored = train, records
+        test = train
         ours = folded if arguments.quick else out_of_fold(train, n_seeds=seeds)
         peer = out_of_fold(train, n_seeds=1, fit=fit_peer)
-        fold = folds_of(train)
-        part = fold == 0
-        models = (fit_scores(train, ~part, 1), fit_peer(train, ~part, 1))
-        scored = [r for r in records if r.name in set(train.record[part])]
+        judged = by_fold(train, records) if arguments.noise else []
         how = f"{N_FOLDS} folds of records"
     found = classes_of(ours, test.regular, scale)
     table = {
@@ -151,18 +190,8 @@ def main() -> None:
         "peers": {"lightgbm": table["lightgbm on RR and waveform"]},
     }  # fmt: skip
     if arguments.noise:
-        answer["noise"] = {}
-        print("\nF1 of V under noise")
-        for kind in KINDS:
-            for snr in (6,) if arguments.quick else SNR_DB:
-                data = BeatTable(noisy(scored, kind, snr))
-                a, b = (m(data) for m in models)
-                row = {
-                    "ours": round(class_f1(data.y, classes_of(a, data.regular, scale), 2), 4),
-                    "lightgbm": round(class_f1(data.y, b.argmax(1), 2), 4),
-                }
-                answer["noise"][f"{kind} {snr} dB"] = row
-                print(f"{kind:10} {snr:4} dB  ours {row['ours']:.3f}  peer {row['lightgbm']:.3f}")
+        snrs = (6,) if arguments.quick else SNR_DB
+        answer["noise"] = under_noise(judged, scale, snrs)
     answer["seconds"] = round(time.perf_counter() - started, 1)
     print(json.dumps(answer))
 
