@@ -61,4 +61,4 @@ def _band(x: NDArray, low_hz: float, high_hz: float, fs_hz: float) -> NDArray[np
 
 @cache  # designing a filter takes longer than running it over ten seconds
 def _design(low_hz: float, high_hz: float, fs_hz: float) -> NDArray[np.float64]:
-    return butter(2, [low_hz, high_hz], "bandpass", fs=fs_hz, output="sos")
+    return np.asarray(butter(2, [low_hz, high_hz], "bandpass", fs=fs_hz, output="sos"))
