@@ -16,7 +16,6 @@ What is done in the folder is not done again. The last line is one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -33,7 +32,7 @@ from demo import expected_auroc
 from measure import Row, machine, show
 from numpy.typing import NDArray
 from scipy.special import expit
-from timeline_designs import once
+from timeline_designs import once, open_run
 from timeline_designs_forms import incidence_at, pretrain_form
 from timeline_designs_hospital import Hospital, make_hospital
 from timeline_designs_truth import true_courses, true_stays
@@ -283,23 +282,7 @@ def tell(found: dict[str, Any]) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to work in")
-    parser.add_argument("--patients", type=int, help="patients to simulate")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    arguments = parser.parse_args()
-    setup = replace(QUICK if arguments.quick else Setup(), seed=arguments.seed)
-    setup = replace(setup, patients=arguments.patients or setup.patients)
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    stored = out / "setup.json"
-    if stored.exists() and json.loads(stored.read_text()) != asdict(setup):
-        parser.error(f"{out} holds a run of another setup: name another folder, or remove it")
-    stored.write_text(json.dumps(asdict(setup)))
-
+    out, setup, quick = open_run(__doc__ or "", Setup(), QUICK)
     hospital = make_hospital(out, setup.patients, setup.seed)
     # The truth is of single stays: one that begins on the day the last one ended is its own here.
     apart = AdmissionRules(merge_same_day=False)
@@ -324,7 +307,7 @@ def main() -> None:
             {
                 "benchmark": "timeline_ceiling",
                 "machine": machine(),
-                "quick": arguments.quick,
+                "quick": quick,
                 "setup": asdict(setup),
                 "patients": patients,
                 "pretrained": pretrained,

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Threads that wait without spinning: on a shared machine all work, ours too, runs faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -85,6 +85,32 @@ def once(out: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, 
     found = json.loads(path.read_text())
     print(f"  {name:34} {found['seconds']:8.1f} s", flush=True)
     return found
+
+
+Sizes = TypeVar("Sizes")
+
+
+def open_run(description: str, full: Sizes, small: Sizes) -> tuple[Path, Sizes, bool]:
+    """Folder, setup and whether it is the small one; a folder of another setup is refused."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to work in")
+    parser.add_argument("--patients", type=int, help="patients to simulate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    arguments = parser.parse_args()
+    given = {"seed": arguments.seed}
+    if arguments.patients:
+        given["patients"] = arguments.patients
+    setup = replace(small if arguments.quick else full, **given)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    stored = out / "setup.json"
+    if stored.exists() and json.loads(stored.read_text()) != asdict(setup):
+        parser.error(f"{out} holds a run of another setup: name another folder, or remove it")
+    stored.write_text(json.dumps(asdict(setup)))
+    return out, setup, arguments.quick
 
 
 def train_forms(hospital: Hospital, setup: Setup) -> dict[str, dict[str, Any]]:
@@ -181,23 +207,7 @@ def tell(bits: dict[str, Any], probes: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to work in")
-    parser.add_argument("--patients", type=int, help="patients to simulate")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    arguments = parser.parse_args()
-    setup = replace(QUICK if arguments.quick else Setup(), seed=arguments.seed)
-    setup = replace(setup, patients=arguments.patients or setup.patients)
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    stored = out / "setup.json"
-    if stored.exists() and json.loads(stored.read_text()) != asdict(setup):
-        parser.error(f"{out} holds a run of another setup: name another folder, or remove it")
-    stored.write_text(json.dumps(asdict(setup)))
-
+    out, setup, quick = open_run(__doc__ or "", Setup(), QUICK)
     hospital = make_hospital(out, setup.patients, setup.seed)
     tokens = tokens_a_patient(hospital)
     forms = train_forms(hospital, setup)
@@ -213,7 +223,7 @@ def main() -> None:
             {
                 "benchmark": "timeline_designs",
                 "machine": machine(),
-                "quick": arguments.quick,
+                "quick": quick,
                 "setup": asdict(setup),
                 "tokens_a_patient": tokens,
                 "forms": forms,
