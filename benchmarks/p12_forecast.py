@@ -250,9 +250,12 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if len(results) > 1:
         print(row("forecaster, mean over seeds", told, protocol))
         print(row("all seeds averaged", scores(protocol, truth, mean_point), protocol))
+    ratios = {name: told[name] / gbm[name] for name in scores(protocol, truth, mean_point)}
+    print("over boosting's: " + ", ".join(f"{name} {r:.4f}" for name, r in ratios.items()))
     delta = paired_bootstrap(protocol, truth, results[0].point, of_test(protocol, trees))
     told |= {
         "protocol": protocol.name, "n_test": len(truth), "gbm": gbm,
+        "ratio_to_gbm": ratios,
         "delta_ci": {name: list(found) for name, found in delta.items()},
         "seconds_per_seed": float(np.mean([result.seconds for result in results])),
         "seeds": list(chosen.seeds), "n_stays": len(protocol.record_ids),
