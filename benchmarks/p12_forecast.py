@@ -262,10 +262,15 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seeds_averaged": scores(protocol, truth, mean_point),
     }  # fmt: skip
     show_variables(protocol, results[0].point, of_test(protocol, trees), results[0].told)
-    print("\ncoverage by hours ahead (80 %, 95 %), seed", chosen.seeds[0])
+    print("\ncoverage by hours ahead (standard error), seed", chosen.seeds[0])
     first = results[0].told
-    for hours, share in first["coverage_80_by_horizon"].items():
-        print(f"  {hours:<10}{share:.3f}   {first['coverage_95_by_horizon'][hours]:.3f}")
+    for hours, (n, n_of) in first["by_horizon"].items():
+        shares = "".join(
+            f"{first[f'coverage_{p}_by_horizon'][hours]:9.3f} "
+            f"({first[f'coverage_{p}_by_horizon_errors'][hours]:.3f})"
+            for p in (80, 95)
+        )
+        print(f"  {hours:<10}{shares}   {n:,} targets of {n_of:,} stays")
     told["variables_within"] = variables_within(first)
     for by in ("horizon", "variable"):
         told[f"coverage_by_{by}"] = [first[f"coverage_{p}_by_{by}"] for p in (80, 95)]

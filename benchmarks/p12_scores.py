@@ -161,8 +161,9 @@ def distribution_scores(
         `crps` (mean over variables for A, over points for B) and, where the levels have both ends
         of the interval, `coverage_80` and `coverage_95`, the share of points within it, with
         `..._by_variable` {name: share} and `..._by_horizon` {"0-6 h": share} beside each; the last
-        bin holds its end. `..._errors` {name: standard error} of the shares by variable counts a
-        stay once, however many points it has.
+        bin holds its end. `..._errors` {name: standard error} of the shares by variable, and
+        `..._by_horizon_errors`, count a stay once, however many points it has. `by_horizon` has
+        {"0-6 h": [targets, stays]}.
 
     Raises:
         InputError: As `crps_from_quantiles`, or no targets.
@@ -175,6 +176,11 @@ def distribution_scores(
     found: dict[str, Any] = {"crps": float(mean)}
     bins = (truth.hours - protocol.cut_hours) / BIN_HOURS
     horizon = np.minimum(bins, np.ceil(bins.max()) - 1).astype(np.int64).clip(0)
+    bin_name = {k: f"{k * BIN_HOURS:.0f}-{(k + 1) * BIN_HOURS:.0f} h" for k in np.unique(horizon)}
+    found["by_horizon"] = {
+        name: [int(np.sum(horizon == k)), len(np.unique(truth.stay[horizon == k]))]
+        for k, name in bin_name.items()
+    }
     for name, ends in INTERVALS.items():
         at = [np.flatnonzero(np.isclose(levels, end)) for end in ends]
         if not all(map(len, at)):
@@ -187,10 +193,10 @@ def distribution_scores(
         }
         errors = _share_errors(truth.variable, truth.stay, within)
         found[f"{name}_errors"] = {protocol.variables[at]: e for at, e in errors.items()}
-        found[f"{name}_by_horizon"] = {
-            f"{k * BIN_HOURS:.0f}-{(k + 1) * BIN_HOURS:.0f} h": share
-            for k, share in _shares(horizon, within).items()
-        }
+        shares = _shares(horizon, within)
+        found[f"{name}_by_horizon"] = {bin_name[k]: share for k, share in shares.items()}
+        errors = _share_errors(horizon, truth.stay, within)
+        found[f"{name}_by_horizon_errors"] = {bin_name[k]: e for k, e in errors.items()}
     return found
 
 

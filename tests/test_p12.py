@@ -276,11 +276,18 @@ class TestScores:
         found = score.distribution_scores(
             protocol, truth, [0.1, 0.9], np.column_stack([middle - 1, middle + 1])
         )
+
+        def expected(rows: np.ndarray) -> float:
+            n = np.bincount(np.searchsorted(stays, truth.stay[rows]), minlength=len(stays))
+            off = lucky - (n @ lucky) / n.sum()
+            return np.sqrt(((n * off) ** 2).sum()) / n.sum()
+
         for at, name in enumerate(protocol.variables):
-            n = np.bincount(np.searchsorted(stays, truth.stay[truth.variable == at]))
-            own = lucky[: len(n)][n > 0]
-            n = n[n > 0]
-            if len(n):
-                off = own - (n @ own) / n.sum()
-                expected = np.sqrt(((n * off) ** 2).sum()) / n.sum()
-                assert found["coverage_80_errors"][name] == pytest.approx(expected)
+            if (truth.variable == at).any():
+                error = found["coverage_80_errors"][name]
+                assert error == pytest.approx(expected(truth.variable == at))
+        lead = truth.hours - protocol.cut_hours
+        early = (lead < 6) | (lead.max() <= 6)
+        assert found["by_horizon"]["0-6 h"] == [early.sum(), len(np.unique(truth.stay[early]))]
+        error = found["coverage_80_by_horizon_errors"]["0-6 h"]
+        assert error == pytest.approx(expected(early))

@@ -115,6 +115,14 @@ def test_an_uncalibrated_lead_has_no_unit(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.read("s1", "II"), [-100, 0, 100, 200])
 
 
+def test_floats_are_in_their_unit_and_need_no_gain(tmp_path: Path) -> None:
+    values = np.array([0.25, 0.5], dtype=np.float32)
+    named, unnamed = lead("II", values, gain=None), lead("V5", values, gain=None, units=None)
+    record = write(tmp_path, named, unnamed).read_record("s1")
+    assert record.units == ("mV", None)
+    np.testing.assert_array_equal(record.values[0], values)
+
+
 def test_an_absent_lead_is_a_mask_and_never_zeros(tmp_path: Path) -> None:
     store = write(tmp_path, lead(), lead("V5"))
     record = store.read_record("s1", ["V5", "aVR", "ii"])

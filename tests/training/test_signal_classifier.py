@@ -58,7 +58,9 @@ def test_a_record_is_never_left_without_leads():
     values = torch.randn(50, 3, 200)
     known = torch.ones(50, 3, 200, dtype=torch.bool)
     draws = torch.Generator().manual_seed(0)
-    x, there = augment(values, known, 100, SignalTraining(lead_dropout=1.0), draws)
+    x, there = augment(
+        values, known, 100, SignalTraining(lead_dropout=1.0), draws, grid_hz=100.0
+    )
     assert x.shape == (50, 3, 100)
     assert there.any(1).all()
     assert not there.all()
@@ -69,7 +71,7 @@ def test_without_changes_a_crop_is_a_stretch_of_the_record():
     values = torch.arange(200.0).expand(4, 1, 200)
     still = SignalTraining(lead_dropout=0, noise_mv=0, wander_mv=0, scale=0, speed=0)
     known = torch.ones(4, 1, 200, dtype=torch.bool)
-    x, _ = augment(values, known, 50, still, torch.Generator().manual_seed(1))
+    x, _ = augment(values, known, 50, still, torch.Generator().manual_seed(1), grid_hz=100.0)
     assert x.diff(dim=-1).sub(1).abs().max() == pytest.approx(0, abs=1e-3)
 
 

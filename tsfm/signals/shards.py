@@ -45,7 +45,8 @@ class Lead:
         fs_hz: Sampling rate of this signal.
         samples: (n_samples,) int16 or int32 in ADC steps, or float32 in `units`; a NaN is a gap.
         units: Physical unit; None where the source is not calibrated.
-        gain: ADC steps a unit; None where the source is not calibrated.
+        gain: ADC steps a unit; None where the source is not calibrated, and steps have no unit.
+            Floats need none.
         baseline: ADC value of zero units.
         gap_starts: First samples of the runs without a measurement, ascending.
         gap_lengths: Their lengths.
@@ -160,7 +161,7 @@ class SignalWriter:
                     "modality": lead.modality,
                     "fs_hz": lead.fs_hz,
                     "n_samples": len(lead.samples),
-                    "units": lead.units if lead.gain is not None else None,
+                    "units": lead.units if lead.gain is not None or dtype.kind == "f" else None,
                     "gain": lead.gain,
                     "baseline": lead.baseline,
                     "shard": shard,

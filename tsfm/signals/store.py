@@ -7,8 +7,8 @@ touching the rest.
 
 Digital samples are kept as the source has them, with gain and baseline beside them: nothing is
 rounded. Every lead keeps its own sampling rate, units and gaps (runs of samples that are no
-measurement). A lead that a record does not have is told by a mask and NaN, never by zeros. Without
-a gain the values are ADC steps from the baseline and have no unit.
+measurement). A lead that a record does not have is told by a mask and NaN, never by zeros. Digital
+samples without a gain are ADC steps from the baseline and have no unit; floats are in their unit.
 
 The store cleans and resamples nothing and says nothing about a signal's quality.
 """

@@ -44,6 +44,9 @@ class SignalTraining:
         lead_dropout: Chance that a record is met with some leads missing.
         noise_mv: Largest deviation of white noise, drawn for each record.
         wander_mv: Largest amplitude of a slow wander.
+        muscle_mv: Largest deviation of muscle noise in bursts, 20 Hz and above.
+        motion_mv: Largest deviation of an electrode's motion in bursts, 1 to 10 Hz, where a QRS
+            complex lies too.
         scale: Largest change of size, as the deviation of its logarithm.
         speed: Largest change of speed, as a share.
         decay: Of the running average of the weights.
@@ -59,6 +62,8 @@ class SignalTraining:
     lead_dropout: float = 0.3
     noise_mv: float = 0.05
     wander_mv: float = 0.2
+    muscle_mv: float = 0.0
+    motion_mv: float = 0.0
     scale: float = 0.15
     speed: float = 0.08
     decay: float = 0.99
@@ -177,7 +182,9 @@ def fit_signal_classifier(
         draws.manual_seed(training.seed * 1_000_003 + epoch)
         order = torch.randperm(len(values), generator=draws)
         for rows in order.tensor_split(n_batches):
-            x, there = augment(values[rows], known[rows], crop, training, draws)
+            x, there = augment(
+                values[rows], known[rows], crop, training, draws, grid_hz=encoder.config.grid_hz
+            )
             y = label[rows]
             if training.mixup and len(rows) > 1:
                 x, there, y = _mix(x, there, y, training.mixup, draws)
@@ -207,6 +214,8 @@ def augment(
     crop: int,
     training: SignalTraining,
     draws: torch.Generator,
+    *,
+    grid_hz: float,
 ) -> tuple[Float[Tensor, "record lead cut"], Bool[Tensor, "record lead cut"]]:
     """Cut a stretch out of each record and change it; see `SignalTraining`."""
     n, leads, n_points = values.shape
@@ -227,11 +236,33 @@ def augment(
     phase = torch.rand(n, leads, 1, generator=draws)
     wander = torch.sin(2 * math.pi * (cycles * torch.arange(crop) / crop + phase))
     x = x + wander * training.wander_mv * uniform[3].square()
+    for largest, low_hz, high_hz in (
+        (training.muscle_mv, 20.0, grid_hz), (training.motion_mv, 1.0, 10.0)
+    ):  # fmt: skip
+        if largest:
+            size = largest * torch.rand(n, 1, 1, generator=draws).square()
+            x = x + size * _bursts(x.shape, low_hz, high_hz, grid_hz, draws)
     some = uniform[4] < training.lead_dropout
     kept = torch.rand(n, leads, 1, generator=draws) < uniform[5]
     kept |= torch.zeros_like(kept).scatter_(1, torch.randint(leads, (n, 1, 1), generator=draws), 1)
     there = there & (kept | ~some)
     return x * there, there
+
+
+def _bursts(
+    shape: torch.Size, low_hz: float, high_hz: float, grid_hz: float, draws: torch.Generator
+) -> Tensor:
+    """Noise of a band, of unit deviation on every row, that swells and fades within seconds."""
+    n = shape[-1]
+    hz = torch.fft.rfftfreq(n, 1 / grid_hz)
+
+    def band(low: float, high: float) -> Tensor:
+        spectrum = torch.fft.rfft(torch.randn(shape, generator=draws))
+        noise = torch.fft.irfft(spectrum * ((hz >= low) & (hz <= high)), n)
+        return noise / noise.std(-1, keepdim=True).clamp(min=1e-9)
+
+    noise = band(low_hz, high_hz) * band(1e-9, 0.5).exp()
+    return noise / noise.std(-1, keepdim=True).clamp(min=1e-9)
 
 
 def _mix(
