@@ -23,12 +23,14 @@ from tsfm.errors import ModelMismatch
 from tsfm.models.checkpoint import find_model, load_weights
 from tsfm.models.efficientnet1d import EfficientNet1d, EfficientNet1dConfig, standardise
 from tsfm.models.signal_checkpoint import read_signal_directory, read_sizes, save_signal_model
+from tsfm.models.signal_grid import to_grid
 
 PPG_ENCODER_TYPE = "ppg-encoder"
 _LIMITS = (
     "It knows the shapes that it was trained on, and no claim about health is made for it.",
     "Segments are standardised one by one: amplitude, perfusion and units are gone.",
-    "Feed it segments of the rate that it was trained at, and of about the same length.",
+    "Segments of another rate are brought to the one it was trained at; feed it about the same"
+    " length.",
 )
 
 
@@ -74,11 +76,13 @@ class PpgEncoderDirectory:
 
         Args:
             segments: (segment, channel, time) samples; NaN where there are none.
-            fs_hz: Their sampling rate.
+            fs_hz: Their sampling rate; another than the encoder's is brought to it, with nothing
+                folded.
             batch_size: Segments at once.
 
         Raises:
-            ModelMismatch: Another rate or other channels than the encoder's.
+            InputError: `bad_sampling_rate`: another rate than the encoder's, and not 50 to 4000 Hz.
+            ModelMismatch: Other channels than the encoder's.
         """
         samples = torch.as_tensor(segments, dtype=torch.float32)
         n_channels = self.encoder.config.n_channels
@@ -87,12 +91,10 @@ class PpgEncoderDirectory:
                 "not what the encoder reads", code="bad_segments", place="embed",
                 remedy=f"Give (segment, {n_channels}, time).",
             )  # fmt: skip
-        if abs(fs_hz - self.segments.fs_hz) > 1e-3 * self.segments.fs_hz:
-            raise ModelMismatch(
-                "the segments have another sampling rate than the encoder's", code="other_rate",
-                place="embed",
-                remedy=f"Resample to {self.segments.fs_hz:g} Hz (tsfm.signals.filters.resample).",
-            )  # fmt: skip
+        own_hz = self.segments.fs_hz
+        if len(samples) and abs(fs_hz - own_hz) > 1e-3 * own_hz:
+            values, known = to_grid(samples, fs_hz=fs_hz, grid_hz=own_hz)
+            samples = torch.where(known, values, torch.nan)
         parts = [self.encoder(standardise(part)) for part in samples.split(batch_size)]
         return torch.cat(parts).numpy() if parts else np.zeros((0, 256), np.float32)
 

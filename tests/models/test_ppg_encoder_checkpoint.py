@@ -84,12 +84,30 @@ def test_a_vector_does_not_depend_on_gain_offset_or_neighbours(
     assert found.embed(segments[:0], fs_hz=64.0).shape == (0, 256)
 
 
-def test_another_rate_or_other_channels_are_refused(saved: Path) -> None:
+def _waves(fs_hz: float) -> np.ndarray:
+    """Ten seconds of two channels that hold nothing above 8 Hz."""
+    t = np.arange(round(10 * fs_hz)) / fs_hz
+    waves = [np.sin(2 * np.pi * 1.2 * t) + 0.4 * np.sin(2 * np.pi * f * t) for f in (2.4, 7.0)]
+    return np.stack(waves)[None].astype(np.float32)
+
+
+def test_another_rate_is_brought_to_the_encoders(saved: Path) -> None:
     found = load_ppg_encoder(saved)
-    with pytest.raises(ModelMismatch, match="other_rate"):
-        found.embed(np.zeros((1, 2, 640)), fs_hz=125.0)
+    own = found.embed(_waves(64.0), fs_hz=64.0)[0]
+    for fs_hz in (100.0, 125.0, 300.0):
+        other = found.embed(_waves(fs_hz), fs_hz=fs_hz)[0]
+        assert own @ other / np.linalg.norm(own) / np.linalg.norm(other) > 0.99, fs_hz
+    gap = _waves(125.0)
+    gap[..., 300:500] = np.nan
+    assert np.isfinite(found.embed(gap, fs_hz=125.0)).all()
+    assert found.embed(gap[:0], fs_hz=125.0).shape == (0, 256)
+    with pytest.raises(InputError, match="bad_sampling_rate"):
+        found.embed(_waves(64.0), fs_hz=1.0)
+
+
+def test_other_channels_are_refused(saved: Path) -> None:
     with pytest.raises(ModelMismatch, match="bad_segments"):
-        found.embed(np.zeros((1, 1, 640)), fs_hz=64.0)
+        load_ppg_encoder(saved).embed(np.zeros((1, 1, 640)), fs_hz=64.0)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md"])
