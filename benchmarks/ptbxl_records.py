@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from tsfm.signals.ecg_measurements import measure_ecg
 from tsfm.signals.store import STANDARD_LEADS, canonical_lead
-from tsfm.simulation.signal_noise import add_noise
+from tsfm.simulation.signal_noise import KINDS, add_noise
 
 FS_HZ = 100.0
+COPIES_DB = (-6.0, 24.0)
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
 
 
@@ -96,15 +97,28 @@ def measurements(
     return np.column_stack([np.array(rows), age, sex])
 
 
-def noisy(data: PtbXl, kind: str, snr_db: float) -> PtbXl:
+def noisy(data: PtbXl, kind: str, snr_db: float | NDArray, first_seed: int = 0) -> PtbXl:
     """The records with noise of one kind added, another on every lead, and measured again."""
+    each = np.broadcast_to(snr_db, len(data))
     signal_mv = np.stack(
         [
-            add_noise(x, kind, snr_db, FS_HZ, int(name))
-            for x, name in zip(data.signal_mv, data.ecg_id, strict=True)
+            add_noise(x, kind, float(snr), FS_HZ, first_seed + int(name))
+            for x, snr, name in zip(data.signal_mv, each, data.ecg_id, strict=True)
         ]
     ).astype(np.float32)
     return replace(data, signal_mv=signal_mv, measured=measurements(signal_mv, data.age, data.sex))
+
+
+def noisy_copies(data: PtbXl) -> list[PtbXl]:
+    """A copy of every record with each kind of noise, at a ratio that the record's name draws."""
+    return [
+        noisy(
+            data, kind,
+            np.array([np.random.default_rng([k, i]).uniform(*COPIES_DB) for i in data.ecg_id]),
+            10_000_000 * (k + 1),
+        )
+        for k, kind in enumerate(KINDS)
+    ]  # fmt: skip
 
 
 def stack(parts: list[PtbXl]) -> PtbXl:

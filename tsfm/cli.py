@@ -39,8 +39,13 @@ app.add_typer(ingest_app, name="ingest")
 Events = Annotated[Path, typer.Argument(help="Root of an event table.", show_default=False)]
 Model = Annotated[Path, typer.Argument(help="Model directory.", show_default=False)]
 Run = Annotated[Path, typer.Argument(help="Folder of a scoring run.", show_default=False)]
-TaskName = Annotated[
-    str, typer.Option("--task", help="readmission_30d, mortality_in_hospital, length_of_stay_7d.")
+_SCORED = (
+    "readmission_30d, mortality_in_hospital, mortality_30d, length_of_stay_7d, claim_denial"
+)
+TaskName = Annotated[str, typer.Option("--task", help=f"{_SCORED}.")]
+LabelledTask = Annotated[
+    str,
+    typer.Option("--task", help=f"{_SCORED}; with classes: length_of_stay_bins, comorbidity_charlson."),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -134,7 +139,7 @@ def tokenize(
 
 
 @app.command(epilog="Example: tsfm label events/ --task readmission_30d --out labels/")
-def label(events: Events, task: TaskName, out: Out, as_json: AsJson = False) -> None:
+def label(events: Events, task: LabelledTask, out: Out, as_json: AsJson = False) -> None:
     """Find a task's index stays and their outcomes.
 
     Every stay that was looked at is written, with its outcome or the reason why it has none.

@@ -14,9 +14,9 @@ import pytest
 import typer
 
 from tsfm import cli
+from tsfm.tasks.registry import CLAIM_TASKS, CLASS_TASKS, TASKS
 
-TASKS = ("readmission_30d", "mortality_in_hospital", "length_of_stay_7d")
-TASK = TASKS[0]
+TASK = "readmission_30d"
 SECRET = "Lovelace-19151"
 
 
@@ -101,6 +101,13 @@ def test_an_unknown_task_is_answered_with_the_names_of_all(
         ended = tsfm(*arguments)
         assert (ended.code, ended.error_code) == (1, "unknown_task")
         assert all(name in ended.stderr for name in TASKS)
+
+
+def test_help_names_the_tasks_that_a_command_takes(tsfm: Callable[..., Any]) -> None:
+    for command in ("label", "finetune", "score"):
+        told = "".join(tsfm(command, "--help").stdout.split())
+        assert all(name in told for name in (*TASKS, *CLAIM_TASKS)), command
+        assert all((name in told) == (command == "label") for name in CLASS_TASKS), command
 
 
 def test_what_is_there_is_never_written_over(tsfm: Callable[..., Any], road: Any) -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from tsfm.errors import InputError
 from tsfm.models.checkpoint import load_model
-from tsfm.scoring.risk_assessment import RiskBands
+from tsfm.scoring.risk_assessment import OUTCOME_TEXTS, RiskBands
 from tsfm.scoring.run_manifest import RunManifest, hash_file
 from tsfm.scoring.score_run import run_scoring
+from tsfm.tasks.registry import CLAIM_TASKS, TASKS
 
 TASK = "readmission_30d"
 BANDS = RiskBands(0.05, 0.15, 0.3)
@@ -33,3 +34,23 @@ def test_a_run_names_its_model_and_all_its_files(
     assert first["method"]["text"].startswith(f"{tiny_hospital.model.name}, version ")
     with pytest.raises(InputError, match="output_exists"):
         run_scoring(".", tiny_hospital.events, TASK, run, bands=BANDS, progress=False)
+
+
+def test_every_task_that_is_scored_has_words_for_its_outcome_and_horizon() -> None:
+    tasks = TASKS | CLAIM_TASKS
+    assert OUTCOME_TEXTS.keys() == tasks.keys()
+    for name, task in tasks.items():
+        words = OUTCOME_TEXTS[name]
+        assert words.short, name
+        assert (words.competing is None) == task.competing_name.startswith("nothing"), name
+        if words.horizon_days is not None:
+            assert words.horizon_days == pytest.approx(task.horizon_days), name
+
+
+def test_a_task_without_words_is_refused_before_anything_is_scored(
+    tiny_hospital: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(OUTCOME_TEXTS, TASK)
+    with pytest.raises(InputError, match="unknown_task"):
+        run_scoring(tmp_path / "no model", tiny_hospital.events, TASK, tmp_path / "run", bands=BANDS)
+    assert not (tmp_path / "run").exists()

@@ -123,8 +123,36 @@ OUTCOME_TEXTS: dict[str, OutcomeText] = {
         6.0,
         "a stay of more than 7 days",
     ),
+    "mortality_30d": OutcomeText(
+        "Death within 30 days of admission, in hospital or out of it",
+        horizon_days=29.0,
+        short="death within 30 days of admission",
+    ),
+    "claim_denial": OutcomeText(
+        "Denial of the claim by its payer",
+        "Payment of the claim, in whole or in part",
+        180.0,
+        "denial of the claim",
+    ),
 }
-"""Words for the tasks of `tsfm.tasks`."""
+"""Words for the tasks of `tsfm.tasks` that are scored."""
+
+
+def outcome_text(task: str) -> OutcomeText:
+    """The words of a task.
+
+    Raises:
+        InputError: There are none.
+    """
+    if task not in OUTCOME_TEXTS:
+        raise InputError(
+            f"no outcome text for task '{task}'",
+            code="unknown_task",
+            place="task",
+            remedy=f"There are words for {', '.join(OUTCOME_TEXTS)}; `write_risk_assessments` "
+            "takes others as `words`.",
+        )
+    return OUTCOME_TEXTS[task]
 
 
 def write_risk_assessments(
@@ -164,14 +192,7 @@ def write_risk_assessments(
         InputError: No words for the task, an unknown clock, or `generated_at` without a zone.
         ModelMismatch: A row is of another task or model.
     """
-    words = words or OUTCOME_TEXTS.get(task)
-    if words is None:
-        raise InputError(
-            f"no outcome text for task '{task}'",
-            code="unknown_task",
-            place="task",
-            remedy="Pass words=OutcomeText(...).",
-        )
+    words = words or outcome_text(task)
     if clock not in ("utc", "wall"):
         raise InputError(
             f"unknown clock '{clock}'",

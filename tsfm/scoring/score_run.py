@@ -20,7 +20,12 @@ from tsfm.errors import InputError
 from tsfm.models.checkpoint import ModelDirectory, load_model
 from tsfm.scoring.batch_score import ScoredCohort, score_events
 from tsfm.scoring.predictions import write_predictions, write_scores
-from tsfm.scoring.risk_assessment import RiskBands, write_risk_assessments
+from tsfm.scoring.risk_assessment import (
+    OutcomeText,
+    RiskBands,
+    outcome_text,
+    write_risk_assessments,
+)
 from tsfm.scoring.run_manifest import (
     FILE_NAME,
     RunManifest,
@@ -32,6 +37,7 @@ from tsfm.scoring.run_manifest import (
 )
 from tsfm.tasks.characteristics import describe_stays
 from tsfm.tasks.cohorts import Followup
+from tsfm.tasks.registry import task_named
 
 SCORES, COHORT, LABELS, GROUPS = (
     "scores.parquet",
@@ -66,9 +72,10 @@ def run_scoring(
         progress: Show a bar; None: on a terminal only.
 
     Raises:
-        InputError: The folder already holds a run.
+        InputError: The folder already holds a run, or there are no words for the task.
     """
     folder = Path(out)
+    words = outcome_text(task_named(task_name).name)  # known before hours of scoring
     if (folder / FILE_NAME).exists():
         raise InputError(
             "the output folder already holds a run",
@@ -82,7 +89,9 @@ def run_scoring(
     folder.mkdir(parents=True, exist_ok=True)
     # `tsfm score . events` has a name too: that of the folder.
     name = model.path.absolute().name
-    names = write_tables(scored, model, root, folder, name=name, bands=bands, threshold=threshold)
+    names = write_tables(
+        scored, model, root, folder, name=name, bands=bands, threshold=threshold, words=words
+    )
     facts = event_table.dataset_facts(root)
     manifest = RunManifest(
         run_id=new_run_id(started),
@@ -116,6 +125,7 @@ def write_tables(
     name: str,
     bands: RiskBands,
     threshold: float | None,
+    words: OutcomeText,
 ) -> list[str]:
     """Write every file of a run but `run.json`; returns their names."""
     write_scores(scored.scores, folder / SCORES)
@@ -139,6 +149,7 @@ def write_tables(
         bands=bands,
         generated_at=datetime.now(UTC),
         clock=event_table.dataset_facts(root).get("clock", "wall"),
+        words=words,
     )
     return names
 
