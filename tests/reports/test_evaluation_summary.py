@@ -12,6 +12,7 @@ import pytest
 from tsfm.errors import FormatError, InputError
 from tsfm.reports.evaluation_data import EvaluationData
 from tsfm.reports.evaluation_summary import NOTHING, Evaluation, evaluate, labels_and_scores
+from tsfm.reports.html_report import render_report
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +138,21 @@ def test_a_baseline_with_two_scores_for_a_stay_is_refused(run: EvaluationData) -
         evaluate(replace(run, baselines={"noisy": twice}))
     with pytest.raises(FormatError, match="bad_baseline"):
         evaluate(replace(run, baselines={"noisy": twice.drop("probability")}))
+
+
+def test_figures_of_training_subjects_say_so_unless_others_are_asked_for(
+    run: EvaluationData, found: Evaluation
+) -> None:
+    assert found.note == ""
+    told = replace(run, manifest={"scored_by_split": {"train": 250, "held_out": 1140}})
+    judged = evaluate(told, n_resamples=20)
+    assert judged.note.startswith("250 of 1,390 scored stays are of subjects of the training split")
+    assert judged.as_text().endswith(f"note: {judged.note}")
+    assert judged.note in judged._repr_html_()
+    assert judged.as_dict()["note"] == judged.note
+    assert judged.note in render_report(told, judged)
+    for other in (
+        replace(told, subset="held_out"),
+        replace(run, manifest={"scored_by_split": {"held_out": 390}}),
+    ):
+        assert evaluate(other, n_resamples=20).note == ""

@@ -17,6 +17,7 @@ from tsfm.scoring.run_manifest import (
     RunManifest,
     StayCounts,
     UnknownCodes,
+    count_splits,
     count_stays,
     hash_dataset,
     hash_file,
@@ -136,3 +137,19 @@ def test_a_root_may_be_given_relative_to_where_one_is(
     (tmp_path / "events" / "data" / "0.parquet").write_bytes(b"one")
     monkeypatch.chdir(tmp_path)
     assert hash_dataset("events") == hash_dataset(tmp_path / "events")
+
+
+def test_scored_stays_are_counted_by_split_and_those_not_scored_are_not() -> None:
+    scores, _ = make_tables()
+    assert count_splits(scores, {1: "held_out", 2: "train"}) == {"held_out": 1, "train": 1}
+    assert count_splits(scores, {1: "train", 2: "train", 3: "train"}) == {"train": 2}
+    assert count_splits(scores, {1: "train"}) == {"train": 1, "unknown": 1}
+
+
+def test_a_manifest_from_before_splits_were_counted_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    make_manifest().write(path)
+    old = json.loads(path.read_text())
+    del old["scored_by_split"]
+    path.write_text(json.dumps(old))
+    assert RunManifest.read(path) == make_manifest()

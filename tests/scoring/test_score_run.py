@@ -30,6 +30,8 @@ def test_a_run_names_its_model_and_all_its_files(
     assert manifest.model_hash == load_model(tiny_hospital.model).hash
     assert {path.name for path in run.iterdir()} == {*manifest.outputs, "run.json"}
     assert all(hash_file(run / name) == found for name, found in manifest.outputs.items())
+    assert sum(manifest.scored_by_split.values()) == manifest.counts.scored
+    assert set(manifest.scored_by_split) == {"train", "tuning", "held_out"}
     first = json.loads((run / "risk_assessments.ndjson").read_text().splitlines()[0])
     assert first["method"]["text"].startswith(f"{tiny_hospital.model.name}, version ")
     with pytest.raises(InputError, match="output_exists"):

@@ -95,6 +95,7 @@ class Evaluation:
         outcomes: Predicted against observed, competing outcome included; None if not known.
         labelled: The labelled stays themselves, for figures; never written.
         baseline_scores: The same for each baseline.
+        note: What a reader must know before believing the figures; empty where nothing is.
     """
 
     task: str
@@ -109,6 +110,7 @@ class Evaluation:
     outcomes: Outcomes | None
     labelled: pl.DataFrame = field(repr=False)
     baseline_scores: dict[str, pl.DataFrame] = field(repr=False)
+    note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, aggregates only; what is not defined is None."""
@@ -123,6 +125,7 @@ class Evaluation:
                 "alerts": {str(share): asdict(found) for share, found in self.alerts.items()},
                 "subgroups": None if self.subgroups is None else self.subgroups.to_dicts(),
                 "outcomes": None if self.outcomes is None else asdict(self.outcomes),
+                "note": self.note or None,
             }
         )
 
@@ -150,13 +153,15 @@ class Evaluation:
             f"{self.task}: {self.n_labelled:,} stays of {self.n_subjects:,} subjects, "
             f"{n_events:,} with the outcome ({n_events / self.n_labelled:.1%})\n"
             + format_table(*self.table())
+            + (f"\nnote: {self.note}" if self.note else "")
         )
 
     def _repr_html_(self) -> str:
         if not self.models:
             return f"<p>{self.as_text()}</p>"
         first, *_ = self.as_text().splitlines()
-        return html_table(*self.table(), caption=first)
+        note = f"<p>Take care: {self.note}</p>" if self.note else ""
+        return html_table(*self.table(), caption=first) + note
 
 
 def evaluate(
@@ -214,6 +219,20 @@ def evaluate(
         outcomes=_outcomes(data.task, scores, data.cohort),
         labelled=labelled,
         baseline_scores=baselines,
+        note=_seen_in_training(data),
+    )
+
+
+def _seen_in_training(data: EvaluationData) -> str:
+    """Whether the figures rest on subjects that the model may have learned from."""
+    by_split: dict[str, int] = data.manifest.get("scored_by_split") or {}
+    n_train = by_split.get(schema.TRAIN, 0) if data.subset is None else 0
+    if not n_train:
+        return ""
+    return (
+        f"{n_train:,} of {sum(by_split.values()):,} scored stays are of subjects of the training "
+        "split, from whom the model may have learned. Judge others: --events EVENTS --split "
+        "held_out."
     )
 
 

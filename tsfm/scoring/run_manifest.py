@@ -14,7 +14,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,6 +97,8 @@ class RunManifest:
         data_as_of: Latest moment at which any fact of the data became available, on the data set's
             clock; None where the data hold no time.
         outputs: File name to sha256 of what was written.
+        scored_by_split: Scored stays by their subjects' split: of training subjects the model may
+            know the outcome. Empty where a run was made before this was kept.
         device: Device that the arithmetic ran on.
         tsfm_version: Version of this package.
     """
@@ -113,6 +116,7 @@ class RunManifest:
     unknown_codes: UnknownCodes = UnknownCodes()
     data_as_of: str | None = None
     outputs: dict[str, str] = field(default_factory=dict)
+    scored_by_split: dict[str, int] = field(default_factory=dict)
     device: str = "cpu"
     tsfm_version: str = field(default_factory=lambda: _version())
 
@@ -194,6 +198,12 @@ def count_stays(scores: pl.DataFrame, cohort: pl.DataFrame | None = None) -> Sta
         not_scored=_count_by(scores.filter(pl.col("status") != "scored"), "reason"),
         not_eligible=not_eligible,
     )
+
+
+def count_splits(scores: pl.DataFrame, split_of: Mapping[int, str]) -> dict[str, int]:
+    """Scored stays by split of their subject, the largest first."""
+    scored = scores.filter(pl.col("status") == "scored")[schema.SUBJECT_ID].to_list()
+    return dict(Counter(split_of.get(subject, "unknown") for subject in scored).most_common())
 
 
 def hash_file(path: str | Path) -> str:

@@ -30,6 +30,7 @@ from tsfm.scoring.run_manifest import (
     FILE_NAME,
     RunManifest,
     UnknownCodes,
+    count_splits,
     count_stays,
     hash_dataset,
     hash_files,
@@ -111,6 +112,7 @@ def run_scoring(
         ),
         data_as_of=facts.get("data_as_of"),
         outputs=hash_files(folder, names),
+        scored_by_split=count_splits(scored.scores, event_table.subject_splits(root)),
     )
     manifest.write(folder / FILE_NAME)
     return manifest
