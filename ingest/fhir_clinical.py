@@ -38,7 +38,11 @@ IMMUNIZATION, ALLERGY, REPORT, SPECIMEN = "IMMUNIZATION", "ALLERGY", "REPORT", "
 
 
 def add_condition(row: Condition, events: EventBatch) -> str:
-    """Add a diagnosis at its onset or the end of its encounter, known once it was recorded."""
+    """Add a diagnosis at its onset or the end of its encounter, known once it was recorded.
+
+    The end of an encounter dates no diagnosis that was recorded before it: whoever read that would
+    know how long the stay is going to last. Such a diagnosis stands where it was recorded.
+    """
     if reason := _withdrawn(row.verification_status):
         return reason
     subject = events.subject_of(row.subject)
@@ -67,12 +71,13 @@ def _billing_times(
 ) -> tuple[int, int] | None:
     if recorded is None and end is None:
         return None  # the stay lasts: nothing says when this became known
-    time = begun.us if begun else end.end_us if end else recorded.us if recorded else None
-    assert time is not None
     if recorded is not None:
-        return time, recorded.end_us
+        over = end is not None and end.end_us <= recorded.end_us
+        time = begun or (end if over else recorded)
+        assert time is not None
+        return time.us if time is not end else time.end_us, recorded.end_us
     assert end is not None
-    return time, events.delay.available_us(end.end_us)
+    return begun.us if begun else end.end_us, events.delay.available_us(end.end_us)
 
 
 def _problem_times(

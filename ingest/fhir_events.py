@@ -129,8 +129,14 @@ class EventBatch:
         text: str | None = None,
         description: str = "",
     ) -> None:
-        """Append one event; times in microseconds on the data set's clock."""
+        """Append one event; times in microseconds on the data set's clock.
+
+        Nothing is known before it is so: an event whose time is still to come when it is said to be
+        available would tell the future, and is available at its time.
+        """
         known = time if available is None else available
+        if time is not None and known is not None and known < time:
+            known = time
         encounter = None if stay is None else stay.encounter_id
         # Bound once: a list of tuples would cost the garbage collector more than all appends.
         add_subject, add_time, add_code, add_value, add_text, add_known, add_stay = self._appends

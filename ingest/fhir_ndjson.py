@@ -3,8 +3,9 @@
 
 SRC is a folder of NDJSON, gzip NDJSON or single JSON files (resources or Bundles) under any names.
 They are streamed twice: the first pass (`fhir_survey`) learns what other resources refer to, the
-second makes events, so the order of files does not matter. Every resource ends in exactly one of
-three counts: used, ignored (a type that holds no patient events) or quarantined with a reason.
+second makes events, so the order of files decides no more than the order of facts of one moment.
+Every resource ends in exactly one of three counts: used, ignored (a type that holds no patient
+events) or quarantined with a reason.
 
 The maps from resource to events are in `fhir_stays`, `fhir_observations`, `fhir_clinical`,
 `fhir_drugs` and `fhir_claims`. FHIR XML, resource validation and terminology look-ups are left to
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from tsfm import schema
+from tsfm import codes, schema
 from tsfm.clock import Clock, CodingDelay, StampError, from_us
 from tsfm.errors import FormatError, InputError
 from tsfm.event_table import EventWriter
@@ -122,6 +124,8 @@ def ingest_fhir(
             is_mimic = survey.references.is_mimic
             mode = ("wall" if is_mimic else "utc") if clock == "auto" else clock
             reader = Clock.create(mode, time_zone)
+            if mode == "utc" and time_zone is None:
+                reader = replace(reader, west_us=survey.references.westernmost_us())
             survey.references.settle(reader)
             events = EventBatch(survey.references, reader, CodingDelay(coding_delay_hours))
             with _Bar(found, "writing events", progress) as bar:
@@ -191,7 +195,7 @@ def _check_arguments(
 def _write_events(
     survey: Survey, events: EventBatch, writer: EventWriter, bar: _Bar
 ) -> tuple[Counter[str], Counter[str], int | None]:
-    """Second pass: rows used and ignored by type, and the latest time of knowing up to today."""
+    """Second pass: rows used and ignored by type, and the latest moment of a fact up to today."""
     table = [
         (name, msgspec.json.Decoder(struct).decode, _MAPPINGS[name])
         for name, struct in EVENT_TYPES.items()
@@ -229,11 +233,19 @@ def _write_events(
 
 
 def _flush(events: EventBatch, writer: EventWriter, latest: int | None) -> int | None:
+    """Write what was collected; give the latest moment of which a fact was recorded.
+
+    When a fact was known may be later than anything that was seen: the end of a year, or of a
+    coding delay. Nobody was watched until then.
+    """
     frame = events.take()
     writer.add(frame)
     now = datetime.now(UTC).replace(tzinfo=None)
-    known = frame.filter(pl.col(schema.AVAILABLE_TIME) <= now)[schema.AVAILABLE_TIME]
-    newest = known.cast(pl.Int64).max()
+    vague = pl.col(schema.SUBJECT_ID).is_in(list(events.references.vague_deaths))
+    seen = frame.filter(~(vague & (pl.col(schema.CODE) == codes.DEATH))).select(
+        pl.min_horizontal(schema.TIME, schema.AVAILABLE_TIME).alias("at")
+    )["at"]
+    newest = seen.filter(seen <= now).cast(pl.Int64).max()
     if not isinstance(newest, int):
         return latest
     return newest if latest is None else max(newest, latest)
@@ -284,6 +296,16 @@ def _notes(
     notes += [
         text.format(events.counts[name]) for name, text in _NOTES.items() if events.counts[name]
     ]
+    if survey.references.vague_deaths:
+        notes.append(
+            f"{len(survey.references.vague_deaths):,} deaths are known by month or year only: they "
+            "stand at its end, and no stay is said to have ended in them"
+        )
+    if survey.references.parts_of_nothing:
+        notes.append(
+            f"{survey.references.parts_of_nothing:,} encounters are said to be part of one that "
+            "can't hold them (another patient's, void, or part of it itself): stays of their own"
+        )
     if survey.references.shared_keys:
         notes.append(
             f"{survey.references.shared_keys:,} patients share a MIMIC key: told apart by their ids"

@@ -22,7 +22,7 @@ from tsfm.ingest.fhir_codes import (
     is_mimic,
     system_name,
 )
-from tsfm.ingest.fhir_events import EventBatch, UnusableError, check_value
+from tsfm.ingest.fhir_events import EventBatch, UnusableError, check_value, undone
 from tsfm.ingest.fhir_fields import NO_RAW, Coding, Component, Concept, Meta, Observation
 from tsfm.ingest.fhir_references import Stay
 
@@ -52,18 +52,21 @@ _MAX_CODES = 200_000
 
 def add_observation(row: Observation, events: EventBatch) -> str:
     """Add one event for the value and for each component's value."""
-    if row.status == "entered-in-error":
-        return "entered_in_error"
+    if reason := undone(row.status):
+        return reason
     subject = events.subject_of(row.subject)
     time, available = _times(row, events)
     stay = events.stay_of(row.encounter) if row.encounter is not None else None
     prefix = _category(row.category)
     if not row.component:
         return _add_part(row, row, prefix, subject, time, available, stay, events)
-    outcomes = [
-        _add_part(part, row, prefix, subject, time, available, stay, events)
-        for part in (row, *row.component)
-    ]
+    outcomes: list[str] = []
+    for part in (row, *row.component):
+        try:
+            outcome = _add_part(part, row, prefix, subject, time, available, stay, events)
+        except UnusableError as error:  # of this part alone
+            outcome = str(error)
+        outcomes.append(outcome)
     problems = [outcome for outcome in outcomes if outcome]
     if len(problems) == len(outcomes):
         return next((problem for problem in problems if problem != "no_value"), "no_value")

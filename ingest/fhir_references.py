@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tsfm import codes
-from tsfm.clock import Clock, Stamp, StampError
+from tsfm.clock import HOUR_US, Clock, Stamp, StampError
 from tsfm.ingest import fhir_fields as fields
 from tsfm.ingest.fhir_codes import first_code, has_code, is_mimic, profile_name
 from tsfm.ingest.fhir_fields import Reference, reference_key, stable_id
@@ -36,6 +36,8 @@ _MIMIC_KINDS = {
     "encounter-icu": INTENSIVE,
 }
 _ICU_NAME = re.compile(r"\b[A-Z]?[A-Z]?ICU\b|\bCCU\b|intensive|critical care|coronary care", re.I)
+_WEST = re.compile(r"-(0\d|1[0-2]):[0-5]\d")
+_LONGEST_DAY_US = 49 * HOUR_US  # a bare date, whatever zone it was written in
 _ICU_TYPES = ("ICU", "PEDICU", "PEDNICU", "CCU")
 
 
@@ -67,6 +69,7 @@ class _Waiting:
     """Facts of an Encounter until all others and the clock are known."""
 
     period: tuple[str | None, str | None]
+    void: bool
     part_of: str
     wards: list[Reference]
 
@@ -87,6 +90,8 @@ class ReferenceIndex:
         medications: Medications and their names.
         is_mimic: Whether the source is MIMIC-IV on FHIR.
         shared_keys: Patients whose MIMIC key is claimed by another patient too.
+        vague_deaths: Subjects of whose death no day is known.
+        parts_of_nothing: Encounters that say they are part of one that can't hold them.
         aliases: Bundle addresses to `Type/id`.
     """
 
@@ -102,6 +107,8 @@ class ReferenceIndex:
     collected: dict[str, str] = field(default_factory=dict[str, str])
     is_mimic: bool = False
     shared_keys: int = 0
+    vague_deaths: set[int] = field(default_factory=set[int])
+    parts_of_nothing: int = 0
     aliases: dict[str, str] = field(default_factory=dict[str, str])
     medications: MedicationIndex = field(init=False)
     _patients: dict[str, tuple[str, str | None]] = field(
@@ -153,6 +160,7 @@ class ReferenceIndex:
         period = row.period or fields.Period()
         self._waiting[f"Encounter/{row.id}"] = _Waiting(
             (None if void else period.start, None if void or lasting else period.end),
+            void,
             "" if kind else (row.part_of.reference if row.part_of else ""),
             [place.location for place in row.location if place.location],
         )
@@ -194,27 +202,78 @@ class ReferenceIndex:
             if death:
                 # A Patient with an unreadable date is set aside for it in the second pass.
                 with suppress(StampError):
-                    self.deaths[subject] = clock.read(death)
-        hospital = {key for key, stay in self.stays.items() if stay.kind == HOSPITAL}
-        for key in hospital:
-            self._settle_kind(key, self._waiting[key], hospital)
+                    self.deaths[subject] = stamp = clock.read(death)
+                    if stamp.end_us - stamp.us > _LONGEST_DAY_US:
+                        self.vague_deaths.add(subject)
         for key, waiting in self._waiting.items():
-            self._settle_stay(self.stays[key], waiting, clock)
+            self._settle_period(self.stays[key], waiting, clock)
+        hospital = {key for key, stay in self.stays.items() if stay.kind == HOSPITAL}
+        for key, whole in self._wholes(hospital).items():
+            self._settle_kind(key, self._waiting[key], whole)
+        self._settle_deaths()
         for key, (authored, request) in self._requests.items():
             self.orders[key] = (authored, self.medications.name(request))
         self._waiting.clear()
         self._patients.clear()
         self._requests.clear()
 
-    def _settle_kind(self, key: str, waiting: _Waiting, hospital: set[str]) -> None:
+    def westernmost_us(self) -> int:
+        """How far behind UTC the stamps of stays and deaths are at most; 0 where none is.
+
+        A bare date is over when it is over there.
+        """
+        found = 0
+        texts = [text for waiting in self._waiting.values() for text in waiting.period]
+        texts += [death for _, death in self._patients.values()]
+        for offset in {text[-6:] for text in texts if text and _WEST.fullmatch(text[-6:])}:
+            found = max(found, int(offset[1:3]) * HOUR_US + int(offset[4:]) * HOUR_US // 60)
+        return found
+
+    def _wholes(self, hospital: set[str]) -> dict[str, str]:
+        """Of every hospital stay, the stay that it is a part of, or "".
+
+        What can't hold a part is no whole: a stay of another patient, one that did not happen or
+        whose period can't be used, or one that is in the end a part of this one. Else an admission
+        would be lost with it.
+        """
+        wholes: dict[str, str] = {}
+        for key in hospital:
+            whole = self._resolve(self._waiting[key].part_of, "Encounter", hospital)
+            if whole and not self._can_hold(whole, key):
+                self.parts_of_nothing += 1
+                whole = ""
+            wholes[key] = whole
+        for key in sorted(hospital):
+            seen = {key}
+            above = wholes[key]
+            while above and above not in seen:
+                seen.add(above)
+                above = wholes[above]
+            if above == key:
+                self.parts_of_nothing += 1
+                wholes[key] = ""
+        return wholes
+
+    def _can_hold(self, whole: str, part: str) -> bool:
+        stay = self.stays[whole]
+        owner = self.subject(stay.subject)
+        return (
+            whole != part
+            and not self._waiting[whole].void
+            and not stay.problem
+            and stay.start is not None
+            and owner is not None
+            and owner == self.subject(self.stays[part].subject)
+        )
+
+    def _settle_kind(self, key: str, waiting: _Waiting, whole: str) -> None:
         """Tell a stay of its own from a part of another, which is no second admission."""
-        whole = self._resolve(waiting.part_of, "Encounter", hospital)
         if waiting.part_of and any(self._says_icu(ward) for ward in waiting.wards):
             self.stays[key].kind = INTENSIVE
-        elif whole and whole != key:
+        elif whole:
             self.stays[key].kind = WARD
 
-    def _settle_stay(self, stay: Stay, waiting: _Waiting, clock: Clock) -> None:
+    def _settle_period(self, stay: Stay, waiting: _Waiting, clock: Clock) -> None:
         try:
             start, end = waiting.period
             stay.start = clock.read(start) if start else None
@@ -223,17 +282,31 @@ class ReferenceIndex:
             stay.start, stay.end, stay.problem = None, None, str(error)
         if stay.start and stay.end and stay.end.end_us < stay.start.us:
             stay.start, stay.end, stay.problem = None, None, "discharge_before_admission"
-        subject = self.subject(stay.subject)
-        if stay.kind != HOSPITAL or subject is None or stay.start is None or stay.end is None:
-            return
-        death = self.deaths.get(subject)
-        died_within = death is not None and (
-            death.us <= stay.end.end_us and death.end_us >= stay.start.us
-        )
-        if stay.disposition is None and died_within:
-            stay.disposition = codes.DIED
-        if stay.disposition and stay.disposition.upper() in (codes.DIED, "EXPIRED"):
-            self.died_at.setdefault(subject, []).append(stay.end.end_us)
+
+    def _settle_deaths(self) -> None:
+        """Find the stays that ended in death: those that say so, else the one the day falls into.
+
+        A stamp that is wider than a day says of no stay that it was the last one.
+        """
+        last: dict[int, Stay] = {}  # of the stays that the day of death falls into, by subject
+        for stay in self.stays.values():
+            subject = self.subject(stay.subject)
+            if stay.kind != HOSPITAL or subject is None or stay.start is None or stay.end is None:
+                continue
+            if _says_died(stay):
+                self.died_at.setdefault(subject, []).append(stay.end.end_us)
+            death = self.deaths.get(subject)
+            if death is None or subject in self.vague_deaths:
+                continue
+            within = death.us <= stay.end.end_us and death.end_us >= stay.start.us
+            other = last.get(subject)
+            if within and (other is None or _order(stay) > _order(other)):
+                last[subject] = stay
+        for subject, stay in last.items():
+            if stay.disposition is None and subject not in self.died_at:
+                assert stay.end is not None
+                stay.disposition = codes.DIED
+                self.died_at[subject] = [stay.end.end_us]
 
     def _says_icu(self, ward: Reference) -> bool:
         key = self._resolve(ward.reference, "Location", self.wards)
@@ -286,6 +359,16 @@ def collected_text(row: fields.Specimen) -> str | None:
         return row.received_time
     start = at.collected_period.start if at.collected_period else None
     return at.collected_date_time or start or row.received_time
+
+
+def _says_died(stay: Stay) -> bool:
+    return bool(stay.disposition) and stay.disposition.upper() in (codes.DIED, "EXPIRED")
+
+
+def _order(stay: Stay) -> tuple[int, int, int]:
+    assert stay.start is not None
+    assert stay.end is not None
+    return stay.end.end_us, stay.start.us, stay.encounter_id
 
 
 def _is_key(text: str) -> bool:

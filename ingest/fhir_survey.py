@@ -11,6 +11,7 @@ No event is made here.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from array import array
@@ -261,7 +262,7 @@ class Survey:
         del marks, keys, unique, counts  # the ledger can't be written while arrays look at it
         if not repeated:
             return
-        best: dict[tuple[int, str], tuple[tuple[float, int], int, Json]] = {}
+        best: dict[tuple[int, str], tuple[tuple[float, int, bytes], int, Json]] = {}
         for position, mark, raw, full_url, _, _ in self.rows(ByteCount(), _do_nothing):
             if mark == COPY or self._keys[position] not in repeated:
                 continue
@@ -270,7 +271,8 @@ class Survey:
             except _UNREADABLE_ERRORS:
                 continue
             name = (mark, row.id or id_of_address(full_url))
-            age = _age(row.meta)
+            # Of versions that say nothing of their age, the content decides and not the place.
+            age = (*_age(row.meta), hashlib.sha256(raw).digest())
             other = best.get(name)
             if other is None:
                 best[name] = age, position, raw

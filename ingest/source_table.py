@@ -122,8 +122,8 @@ def not_a_number(text: str) -> pl.Expr:
 
 
 def measured(value: str, parsed: str) -> pl.Expr:
-    """A result's number: its parsed column where there is one, else the number in its text."""
-    fallback = pl.when(pl.col(parsed).is_null()).then(pl.col(value)).str.extract(_NUMBER)
+    """A result's number: its parsed column's where that is one, else the number in its text."""
+    fallback = pl.when(plain_number(parsed).is_null()).then(pl.col(value)).str.extract(_NUMBER)
     value_of_text = fallback.cast(pl.Float64, strict=False)
     return pl.coalesce(
         plain_number(parsed), pl.when(value_of_text.abs() <= _LARGEST).then(value_of_text)

@@ -49,10 +49,13 @@ class Clock:
     Attributes:
         mode: `utc` or `wall`.
         zone: IANA zone of stamps without an offset and of bare dates on the `utc` clock.
+        west_us: Without a zone on the `utc` clock, a bare date is over so long after the UTC day:
+            where stamps are behind UTC, the day lasts longer there.
     """
 
     mode: str
     zone: ZoneInfo | None = None
+    west_us: int = 0
 
     @classmethod
     def create(cls, mode: str, zone_name: str | None = None) -> Clock:
@@ -84,8 +87,11 @@ class Clock:
         Raises:
             StampError: With the reason `bad_time`, `time_out_of_range` or `no_time_zone`.
         """
-        length = len(text)
-        if length <= 10:
+        # ISO weeks and days of the year are no FHIR dates, and would be read as something else.
+        if not (text.isascii() and text[:4].isdigit() and text[4:5] in ("", "-")
+                and text[7:8] in ("", "-")):  # fmt: skip
+            raise StampError("bad_time")
+        if len(text) <= 10:
             return self._read_date(text)
         try:
             moment = datetime.fromisoformat(text)
@@ -126,7 +132,7 @@ class Clock:
             return Stamp(start, end - 1)
         return Stamp(
             (first.toordinal() - _EPOCH_ORDINAL) * DAY_US,
-            (after - _EPOCH_ORDINAL) * DAY_US - 1,
+            (after - _EPOCH_ORDINAL) * DAY_US - 1 + self.west_us,
         )
 
     def _zone_to_us(self, moment: datetime) -> int:

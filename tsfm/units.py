@@ -81,14 +81,16 @@ _CONVERSIONS: dict[str, tuple[str, float, float]] = {
 def spelling(unit: str | None) -> str | None:
     """UCUM spelling of a unit as found in the wild; an unknown unit is returned as given.
 
-    >>> spelling("MG/DL"), spelling("µg"), spelling("mmHg")
-    ('mg/dL', 'ug', 'mm[Hg]')
+    >>> spelling("MG/DL"), spelling("µg"), spelling("mmHg"), spelling("M")
+    ('mg/dL', 'ug', 'mm[Hg]', 'M')
     """
     if unit is None:
         return None
     text = unit.strip().replace("µ", "u").replace("μ", "u")
     if not text:
         return None
+    if text == "M":  # molar, where a lower case m is a metre
+        return text
     return _SPELLINGS.get(text.lower(), text)
 
 

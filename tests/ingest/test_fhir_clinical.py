@@ -18,6 +18,16 @@ PROBLEM = {"category": category("problem-list-item"), **OF_STAY}
         (BILLING, "2020-01-05T12:00", "2020-01-10T12:00"),
         ({**BILLING, "onsetDateTime": "2020-01-01T11:00:00Z"}, "2020-01-01T11:00", "2020-01-10T12"),
         ({**BILLING, "recordedDate": "2020-01-06T09:00:00Z"}, "2020-01-05T12:00", "2020-01-06T09"),
+        ({**BILLING, "recordedDate": "2020-01-02T09:00:00Z"}, "2020-01-02T09:00", "2020-01-02T09"),
+        (
+            {
+                **BILLING,
+                "onsetDateTime": "2020-01-04T08:00:00Z",
+                "recordedDate": "2020-01-03T08:00:00Z",
+            },
+            "2020-01-04T08:00",
+            "2020-01-04T08:00",
+        ),
         ({**PROBLEM, "onsetDateTime": "2019-01-01T00:00:00Z"}, "2019-01-01", "2020-01-05T12:00"),
         (
             {
@@ -147,3 +157,15 @@ def test_statements_vaccinations_allergies_and_reports(ingest_rows) -> None:
     assert events["IMMUNIZATION//CVX//62"]["time"] == day("2014-08-19")
     assert events["ALLERGY//SNOMED//91936005"]["time"] == day("1996-12-27")
     assert events["REPORT//LOINC//34117-2"]["available_time"] == day("2019-01-02")
+
+
+@pytest.mark.parametrize("last", ["2020-01-03", "2020-01-05", "2020-01-28"])
+def test_a_diagnosis_recorded_within_a_stay_does_not_tell_when_the_stay_ends(
+    ingest_rows, last: str
+) -> None:
+    code = {"coding": [{"system": "http://hl7.org/fhir/sid/icd-10-cm", "code": "I50.23"}]}
+    condition = make("Condition", code=code, **BILLING, recordedDate="2020-01-02T09:00:00Z")
+    stay = {**STAY, "period": {"start": "2020-01-01T10:00:00Z", "end": f"{last}T12:00:00Z"}}
+    _, events, _ = ingest_rows(PATIENT, stay, condition)
+    row = events["DIAGNOSIS//ICD//10//I5023"]
+    assert (row["time"], row["available_time"]) == (day("2020-01-02T09"), day("2020-01-02T09"))

@@ -40,6 +40,14 @@ def test_a_stamp_means_the_same_whatever_was_read_before(clock: Clock, texts: li
             assert cache[text] == expected
 
 
+@pytest.mark.parametrize(
+    "text", ["2022W05", "2022105", "2022-W05", "2022-W05-1", "20220105T10:00:00Z", "２０２２"]
+)
+def test_weeks_days_of_the_year_and_other_digits_are_no_stamps(text: str) -> None:
+    with pytest.raises(StampError, match="bad_time"):
+        CLOCKS[0].read(text)
+
+
 @pytest.mark.parametrize("value", [3.5e38, -1e300, float("inf"), float("nan")])
 def test_a_value_that_32_bits_cannot_hold_is_refused(value: float) -> None:
     with pytest.raises(UnusableError, match="value_out_of_range"):

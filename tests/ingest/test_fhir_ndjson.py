@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tsfm.ingest.fhir_fields import stable_id
 from tsfm.ingest.fhir_ndjson import ingest_fhir
 from tsfm.ingest.provenance import IngestSummary
 
-from .fhir_rows import OF_STAY, PATIENT, STAY, is_balanced
+from .fhir_rows import OF_STAY, PATIENT, STAY, is_balanced, make, observation
 
 LAB = {
     "resourceType": "Observation",
@@ -341,3 +342,25 @@ def test_every_row_of_any_mix_is_used_ignored_or_set_aside(
     summary = run(tmp_path_factory.mktemp("mix"), {"a.ndjson": ndjson(*rows)})
     assert summary.n_rows == expected
     assert is_balanced(summary)
+
+
+@pytest.mark.parametrize("what", ["a year", "a coding delay"])
+def test_nobody_is_watched_beyond_the_last_moment_that_was_recorded(ingest_rows, what: str) -> None:
+    code = {"coding": [{"system": "http://hl7.org/fhir/sid/icd-10-cm", "code": "I50.23"}]}
+    vague, billed = observation(effectiveDateTime="2020"), make("Condition", code=code, **OF_STAY)
+    summary, _, _ = ingest_rows(PATIENT, STAY, vague if what == "a year" else billed)
+    assert any("data as of 2020-01-05T12:00:00" in note for note in summary.notes)
+
+
+def test_of_copies_without_a_version_the_content_decides_which_is_kept(
+    ingest_rows, tmp_path: Path
+) -> None:
+    one, other = (observation(valueQuantity={"value": v, "code": "mg/dL"}) for v in (5, 9))
+    kept = []
+    for rows in ((one, other), (other, one)):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        summary, _, frame = ingest_rows(PATIENT, *rows)
+        assert summary.quarantined == {"duplicate_resource": 1}
+        kept += frame["numeric_value"].drop_nulls().to_list()
+    assert len(kept) == 2
+    assert kept[0] == kept[1]

@@ -176,3 +176,24 @@ def test_mimic_codes_are_those_of_its_meds_conversion(
 ) -> None:
     _, events, _ = ingest_rows(PATIENT, STAY, row)
     assert expected in events
+
+
+def test_a_bad_component_costs_no_other_component(ingest_rows) -> None:
+    def part(code: str, value: float) -> dict[str, Any]:
+        return {"code": {"coding": [{"system": "http://loinc.org", "code": code}]},
+                "valueQuantity": {"value": value, "code": "mg/dL"}}  # fmt: skip
+
+    panel = {**observation(), "component": [part("1-1", 1e200), part("1-2", 2.0)]}
+    summary, events, _ = ingest_rows(PATIENT, panel)
+    assert events["LAB//LOINC//1-2//mg/dL"]["numeric_value"] == 2.0
+    assert not any("1-1" in code for code in events)
+    assert summary.quarantined == {"value_out_of_range": 1}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [("cancelled", "not_done"), ("entered-in-error", "entered_in_error")]
+)
+def test_what_was_not_measured_is_no_fact(ingest_rows, status: str, reason: str) -> None:
+    summary, events, _ = ingest_rows(PATIENT, observation(status=status))
+    assert summary.quarantined == {reason: 1}
+    assert not any(code.startswith("LAB") for code in events)

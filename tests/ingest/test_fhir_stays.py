@@ -114,3 +114,54 @@ def test_a_stay_that_ends_on_a_bare_date_lasts_through_that_day(ingest_rows) -> 
     summary, events, _ = ingest_rows(PATIENT, {**STAY, "period": period})
     assert events["HOSPITAL_DISCHARGE//UNK"]["time"] == day("2020-01-05T23:59:59.999999")
     assert summary.quarantined == {}
+
+
+def _stay(id: str, start: str, end: str, **more: Any) -> dict[str, Any]:
+    return {**STAY, "id": id, "period": {"start": start, "end": end}, **more}
+
+
+@pytest.mark.parametrize("died", ["2020", "2020-05"])
+def test_a_death_known_by_month_or_year_ends_no_stay(ingest_rows, died: str) -> None:
+    stays = [_stay(f"e{m}", f"2020-0{m}-03T10:00:00Z", f"2020-0{m}-09T10:00:00Z") for m in (1, 5)]
+    summary, events, frame = ingest_rows({**PATIENT, "deceasedDateTime": died}, *stays)
+    assert frame.filter(pl.col("code") == "HOSPITAL_DISCHARGE//UNK").height == 2
+    assert events["MEDS_DEATH"]["time"] > day("2020-05-31T23:00")
+    assert any("known by month or year" in note for note in summary.notes)
+    assert any("data as of 2020-05-09T10:00:00" in note for note in summary.notes)
+
+
+def test_of_two_stays_on_the_day_of_death_the_last_one_ends_in_it(ingest_rows) -> None:
+    stays = (
+        _stay("a", "2020-01-03T10:00:00Z", "2020-01-05T08:00:00Z"),
+        _stay("b", "2020-01-05T15:00:00Z", "2020-01-05T20:00:00Z"),
+    )
+    _, events, frame = ingest_rows({**PATIENT, "deceasedDateTime": "2020-01-05"}, *stays)
+    ends = frame.filter(pl.col("code").str.starts_with("HOSPITAL_DISCHARGE")).sort("time")["code"]
+    assert ends.to_list() == ["HOSPITAL_DISCHARGE//UNK", "HOSPITAL_DISCHARGE//DIED"]
+    assert events["MEDS_DEATH"]["time"] == day("2020-01-05T20:00")
+
+
+@pytest.mark.parametrize("case", ["void", "of another patient", "in a circle", "without a period"])
+def test_an_admission_is_not_lost_with_a_stay_that_cannot_hold_it(ingest_rows, case: str) -> None:
+    whole: dict[str, Any] = {**STAY, "id": "whole"}
+    if case == "void":
+        whole["status"] = "entered-in-error"
+    elif case == "of another patient":
+        whole["subject"] = {"reference": "Patient/other"}
+    elif case == "in a circle":
+        whole["partOf"] = {"reference": "Encounter/e"}
+    else:
+        del whole["period"]
+    other = {**PATIENT, "id": "other"}
+    part = {**STAY, "partOf": {"reference": "Encounter/whole"}}
+    summary, _, frame = ingest_rows(part, PATIENT, other, whole)
+    own = frame.filter(pl.col("encounter_id") == stable_id("e"))["code"]
+    assert any(code.startswith("HOSPITAL_ADMISSION") for code in own)
+    assert any("stays of their own" in note for note in summary.notes)
+
+
+def test_a_bare_date_is_over_when_it_is_over_where_the_stays_are(ingest_rows) -> None:
+    stay = _stay("e", "2022-06-12T20:00:00-05:00", "2022-06-12T23:30:00-05:00")
+    _, events, _ = ingest_rows({**PATIENT, "deceasedDateTime": "2022-06-12"}, stay)
+    assert events["MEDS_DEATH"]["time"] == day("2022-06-13T04:30")
+    assert "HOSPITAL_DISCHARGE//DIED" in events

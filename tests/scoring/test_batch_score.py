@@ -8,15 +8,31 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from tsfm import event_table, schema
 from tsfm.errors import ModelMismatch
 from tsfm.models.checkpoint import load_model
+from tsfm.models.heads import CompetingHazards
 from tsfm.scoring.batch_score import score_events
+from tsfm.scoring.predictions import check_scores
 from tsfm.tasks.cohorts import Followup
 
 TASK = "readmission_30d"
 KEY = [schema.SUBJECT_ID, schema.PREDICTION_TIME]
+
+
+def test_outcomes_that_add_up_to_a_little_more_than_one_leave_no_negative_rest(
+    tiny_hospital: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rounded(self: Any, log_hazard: torch.Tensor, horizon_days: float) -> torch.Tensor:
+        event = torch.linspace(0.1, 0.9, len(log_hazard))
+        return torch.stack([event, 1 - event + 6e-8], 1)
+
+    monkeypatch.setattr(CompetingHazards, "cumulative_incidence", rounded)
+    found = score_events(load_model(tiny_hospital.model), tiny_hospital.events, TASK)
+    check_scores(found.scores)
+    assert found.scores.filter(pl.col("status") == "scored")["probability_none"].max() == 0
 
 
 def rewrite(root: Path, out: Path, change: Any) -> None:

@@ -52,6 +52,18 @@ def test_a_late_result_stands_where_it_became_known() -> None:
     assert np.diff(tokens.time_s).tolist() == [4 * 3600.0]
 
 
+def test_a_time_still_to_come_when_a_fact_is_read_tells_nothing() -> None:
+    tokens = [
+        tokenize_events(
+            make_events([(1, START + timedelta(days=days), "A", 3.0, -24.0 * days)]),
+            VOCABULARY, SCALE,
+        )
+        for days in (2, 20)
+    ]  # fmt: skip
+    assert [t.lag_hours.tolist() for t in tokens] == [[0.0], [0.0]]
+    assert tokens[0].time_s.tolist() == tokens[1].time_s.tolist()
+
+
 def test_birth_and_static_facts_stand_at_the_first_contact() -> None:
     events = make_events(
         [

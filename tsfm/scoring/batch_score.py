@@ -161,7 +161,7 @@ def _score_rows(
     n_known: NDArray[np.int64],
 ) -> pl.DataFrame:
     event, competing = incidence[:, 0].astype(float), incidence[:, 1].astype(float)
-    none = 1.0 - event - competing
+    none = np.clip(1.0 - event - competing, 0.0, 1.0)  # rounding goes below nought
     raw = event if task.positive == "event" else none
     stored = model.calibration.get(task.name, {"slope": 1.0, "offset": 0.0})
     line = LogisticLine(intercept=stored["offset"], slope=stored["slope"])

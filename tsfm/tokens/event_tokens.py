@@ -152,6 +152,7 @@ def order_of_knowing(events: pl.DataFrame) -> pl.DataFrame:
             (pl.col(schema.AVAILABLE_TIME) - pl.col(schema.TIME)).dt.total_microseconds() / 3.6e9
         )
         .fill_null(0.0)
+        .clip(lower_bound=0.0)  # a time that is still to come when it is read would tell the future
         .alias("_lag_hours"),
     )
     frame = frame.with_columns(

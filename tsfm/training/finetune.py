@@ -207,7 +207,8 @@ def calibrate(
     probabilities as they are.
     """
     rows, incidence = predict_incidence(model, tuning, index, task, 16384)
-    positive = incidence[:, 0] if task.positive == "event" else 1 - incidence.sum(1)
+    none = np.clip(1 - incidence.sum(1), 0.0, 1.0)
+    positive = incidence[:, 0] if task.positive == "event" else none
     outcome, days = index.outcome[rows], index.days[rows]
     seen = days <= task.horizon_days
     known = (outcome > 0) | ~seen | (days >= task.horizon_days)

@@ -72,7 +72,8 @@ def score_tasks(
             columns = dict(zip(question.task.classes, chances.T, strict=True))
         else:
             event, competing = own.double().numpy().T
-            raw = event.copy() if question.task.positive == "event" else 1.0 - event - competing
+            none = np.clip(1.0 - event - competing, 0.0, 1.0)
+            raw = event.copy() if question.task.positive == "event" else none
             line = LogisticLine(intercept=stored.get("offset", 0.0), slope=stored.get("slope", 1.0))
             known = ~np.isnan(raw)
             raw[known] = recalibrate(raw[known], line)
