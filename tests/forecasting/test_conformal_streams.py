@@ -114,3 +114,18 @@ def test_what_cannot_be_is_refused() -> None:
         AdaptiveConformal(identity(())).update("x", 1.0, SHAPE[:4], 1.0)
     with pytest.raises(InputError, match="cross"):
         AdaptiveConformal(identity(())).update("x", 1.0, SHAPE[::-1], 1.0)
+
+
+def test_what_was_fitted_on_one_name_holds_for_any_unless_names_are_known() -> None:
+    n = 60
+    own = np.tile(np.array(LEVELS) - 0.5, (n, 1))
+
+    def fitted(names: list[str]) -> SplitConformal:
+        return fit_split_conformal(
+            names, np.ones(n), LEVELS, own, np.full(n, 5.0), lead_edges_hours=(2.0,)
+        )
+
+    one, two = fitted(["glucose"] * n), fitted(["glucose", "lactate"] * (n // 2))
+    assert one.called(["target", "glucose"], ()).tolist() == ["glucose", "glucose"]
+    assert one.called(["target", "glucose"], ("target",)).tolist() == ["target", "glucose"]
+    assert two.called(["target"], ()).tolist() == ["target"]

@@ -203,3 +203,39 @@ def test_without_its_package_an_adapter_says_what_to_install(module: str, packag
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert ended.stdout.startswith("missing_package Install it with `pip install tsfm[")
+
+
+@pytest.mark.parametrize("fitted", [["1", "2"], [1, 2]])
+def test_ids_of_another_type_than_those_fitted_are_refused(fitted: list[Any]) -> None:
+    def rows(ids: list[Any], kind: Any = pd.DataFrame) -> Any:
+        return kind({"t": [*np.arange(5.0), *np.arange(5.0)], "id": np.repeat(ids, 5).tolist()})
+
+    y = np.repeat([1.0, 500.0], 5)
+    regressor = SeriesRegressor(SMALL, series_column="id", time_unit="h").fit(rows(fitted), y)
+    asked = rows(fitted).assign(t=6.0)
+    np.testing.assert_allclose(regressor.predict(asked), y)
+    others = [1, 2] if isinstance(fitted[0], str) else ["1", "2"]
+    wrong: list[Any] = [rows(others), rows(others, pl.DataFrame)]
+    if isinstance(fitted[0], str):
+        wrong.append(rows(others).to_numpy())
+    for X in wrong:
+        with pytest.raises(InputError) as caught:
+            regressor.predict(X)
+        assert caught.value.code == "other_ids"
+
+
+@pytest.mark.parametrize("value", [0.1, 36.6, 1e6 + 0.1])
+def test_a_covariate_that_is_constant_in_each_series_explains_nothing(value: float) -> None:
+    n = 37
+    X = np.column_stack([np.tile(np.arange(n), 3), np.repeat([1, 2, 3], n), np.full(3 * n, value)])
+    X[:, 2] += np.repeat([0.0, 63.7, 71.3], n)
+    y = np.random.default_rng(0).normal(size=3 * n) + 100 * X[:, 1]
+    regressor = SeriesRegressor(SMALL, series_column=1, time_unit="h").fit(X, y)
+    assert regressor.coef_.tolist() == [0.0]
+
+
+def test_a_covariate_without_a_finite_spread_is_refused() -> None:
+    X = np.column_stack([np.arange(9.0), np.r_[1e300, np.zeros(8)]])
+    with pytest.raises(InputError) as caught:
+        SeriesRegressor(SMALL, time_unit="h").fit(X, np.arange(9.0))
+    assert caught.value.code == "bad_covariate"

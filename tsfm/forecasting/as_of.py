@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tsfm.errors import InputError
 from tsfm.forecasting.forecaster import Forecaster
+from tsfm.forecasting.frames import check_whole
 from tsfm.models.checkpoint import find_model
 from tsfm.models.forecaster import ForecasterConfig
 
@@ -117,11 +118,8 @@ def forecast_as_of(
     Raises:
         InputError: `context_length` is less than one, or see `Forecaster.predict_quantiles`.
     """
-    if context_length is not None and context_length < 1:
-        raise InputError(
-            "context_length is less than one", code="bad_context_length", place="context_length",
-            remedy="Give a number of points, or None for all.",
-        )  # fmt: skip
+    if context_length is not None:
+        check_whole("context_length", context_length)
     mean = np.full(len(asked_seconds), np.nan)
     quantiles = np.full((len(asked_seconds), len(levels)), np.nan)
     n_before = np.zeros(len(asked_seconds), np.int64)

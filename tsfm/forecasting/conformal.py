@@ -22,7 +22,7 @@ always finite.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -105,6 +105,19 @@ class SplitConformal:
         """
         rows = self._rows(variable, lead_hours, levels, quantiles)
         return shifted(rows, self._shift(rows), self.levels)
+
+    def called(self, names: ArrayLike, known: Sequence[str]) -> NDArray[np.str_]:
+        """Names as this calibration has them.
+
+        A model without known variables takes all series alike: one name's cells hold for any name.
+
+        Args:
+            names: As users have them, (n,).
+            known: Variables that the model knows.
+        """
+        given = np.asarray(names, dtype=str)
+        one_name = not known and len(self.spread) == 1
+        return np.full(given.shape, next(iter(self.spread))) if one_name else given
 
     @property
     def clamped(self) -> NDArray[np.bool_]:
@@ -382,8 +395,6 @@ def _check_keys(plain: Mapping[str, Any], kind: type[SplitConformal] | type[Cell
 
 def _unreadable(message: str) -> FormatError:
     return FormatError(
-        f"the calibration {message}",
-        code="bad_conformal_calibration",
-        place="SplitConformal.from_dict",
-        remedy="Use the file as it was written by tsfm.",
-    )
+        f"the calibration {message}", code="bad_conformal_calibration",
+        place="SplitConformal.from_dict", remedy="Use the file as it was written by tsfm.",
+    )  # fmt: skip

@@ -9,6 +9,7 @@ items has to be checked on items that took no part.
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,10 +23,16 @@ from numpy.typing import NDArray
 from tsfm.errors import InputError, ModelMismatch
 from tsfm.forecasting.conformal import SplitConformal, fit_split_conformal
 from tsfm.forecasting.frame_questions import pack, series_of
-from tsfm.forecasting.frames import Layout, fit_covariates, read_frame, read_history
+from tsfm.forecasting.frames import (
+    Layout,
+    check_whole,
+    fit_covariates,
+    read_frame,
+    read_history,
+)
 from tsfm.forecasting.packed_series import Floats, Integers, PackedSeries, Questions, answer
 from tsfm.models.forecaster import ForecasterConfig, ForecasterModel
-from tsfm.models.forecaster_checkpoint import Covariate
+from tsfm.models.forecaster_checkpoint import Covariate, Variable
 from tsfm.models.quantile_head import LEVELS
 from tsfm.models.series_scale import fit_series_scale
 from tsfm.training.forecast import (
@@ -90,6 +97,9 @@ class Training:
         validation_fraction: Share of the items that is held out.
         batch_size: Entities of a step.
         seed: Of all chance.
+
+    Raises:
+        InputError: One can't be meant.
     """
 
     n_ahead: int
@@ -97,12 +107,61 @@ class Training:
     batch_size: int
     seed: int
 
+    def __post_init__(self) -> None:
+        """Refuse what can't be meant before anything is read."""
+        check_draws(self.n_ahead, self.batch_size, self.seed)
+        if not _between(0, self.validation_fraction, 1):
+            raise InputError(
+                "validation_fraction is not between 0 and 1", code="bad_fraction",
+                place="validation_fraction", remedy="Give such as 0.1.",
+            )  # fmt: skip
+
     def config(self, steps: int, learning_rate: float) -> ForecastTrainConfig:
-        """How to train for some steps."""
+        """How to train for some steps.
+
+        Raises:
+            InputError: No whole number of steps, or no positive rate.
+        """
+        check_whole("steps", steps)
+        if not _between(0, learning_rate, math.inf):
+            raise InputError(
+                "learning_rate is not positive and finite", code="bad_learning_rate",
+                place="learning_rate", remedy="Give such as 1e-3.",
+            )  # fmt: skip
         every = max(1, min(100, steps // 5))
         return ForecastTrainConfig(
             n_steps=steps, lr=learning_rate, validate_every=every, seed=self.seed
         )
+
+
+def check_draws(n_ahead: Any, batch_size: Any, seed: Any) -> None:
+    """Check how random cuts are drawn and read.
+
+    Raises:
+        InputError: A number is not whole, or too small.
+    """
+    check_whole("prediction_length", n_ahead)
+    check_whole("batch_size", batch_size)
+    check_whole("seed", seed, least=0)
+
+
+def named(
+    variables: Sequence[str | Variable], covariates: Sequence[str]
+) -> tuple[tuple[Variable, ...], tuple[Covariate, ...]]:
+    """Variables and covariates of a new forecaster.
+
+    Raises:
+        InputError: One text instead of several, or a name twice.
+    """
+    for place, given in {"variables": variables, "covariates": covariates}.items():
+        names = [one.name if isinstance(one, Variable) else one for one in given]
+        if isinstance(given, str) or len(set(names)) < len(names):
+            raise InputError(
+                "names are one text, or one is there twice", code="bad_names", place=place,
+                remedy="Give a list in which each name stands once.",
+            )  # fmt: skip
+    known = [v if isinstance(v, Variable) else Variable(v) for v in variables]
+    return tuple(known), tuple(Covariate(name) for name in covariates)
 
 
 def untrained_model(
@@ -119,6 +178,7 @@ def untrained_model(
     Raises:
         InputError: The configuration is for another number of variables or covariates.
     """
+    check_whole("seed", seed, least=0)
     if config is None and n_variables:
         config = ForecasterConfig(n_variables=n_variables, n_known=n_covariates)
     elif config is None:
@@ -187,7 +247,7 @@ def fine_tune(
         Facts of the training, and the calibration.
 
     Raises:
-        InputError: Fewer than two items with two different times, or a bad share.
+        InputError: Fewer than two items with two different times.
     """
     cuts = RandomCuts.of(packed)
     training, held_out = _split(packed, cuts.entities, how)
@@ -258,8 +318,9 @@ def calibrate(
         seed: Of the cuts.
 
     Raises:
-        InputError: No item has two different times.
+        InputError: No item has two different times, or an argument that can't be meant.
     """
+    check_draws(n_ahead, batch_size, seed)
     cuts = RandomCuts.of(packed)
     if not len(cuts.entities):
         raise _too_few(0, "calibrate on")
@@ -303,19 +364,17 @@ def read_calibration(stored: Mapping[str, Any]) -> SplitConformal | None:
 
 def _split(packed: PackedSeries, entities: Integers, how: Training) -> tuple[Integers, Integers]:
     """Entities for training and held out; those of one item stay together."""
-    fraction = how.validation_fraction
     items = np.unique(packed.item[entities])
-    if not 0 < fraction < 1:
-        raise InputError(
-            "validation_fraction is not between 0 and 1", code="bad_fraction",
-            place="validation_fraction", remedy="Give such as 0.1.",
-        )  # fmt: skip
     if len(items) < 2:
         raise _too_few(len(items), "train on")
-    n = min(max(1, round(fraction * len(items))), len(items) - 1)
+    n = min(max(1, round(how.validation_fraction * len(items))), len(items) - 1)
     chosen = np.random.default_rng([how.seed, 1]).permutation(items)[:n]
     held_out = np.isin(packed.item[entities], chosen)
     return entities[~held_out], entities[held_out]
+
+
+def _between(low: float, given: Any, high: float) -> bool:
+    return isinstance(given, int | float | np.number) and low < float(given) < high
 
 
 def _learn_scale(model: ForecasterModel, packed: PackedSeries) -> None:

@@ -96,25 +96,39 @@ def rows_of_series(
         target_name: Which of its variables; None is the first.
 
     Raises:
-        InputError: A column is missing, or the forecast has no such series.
+        InputError: A column is missing, the forecast has no such series, or the id is of another
+            type than theirs.
     """
     levels = [f"{level:g}" for band in BANDS for level in band[:2]]
     columns = [layout.id, layout.timestamp, "target_name", "predictions"]
     found, _ = read_frame(forecast, columns, "forecast", ["0.5", *levels])
-    found = found.filter(pl.col(layout.id) == pl.lit(item_id))
+    found = _of_item(found, layout, item_id)
     name = target_name or (found["target_name"][0] if found.height else "")
     found = found.filter(pl.col("target_name") == pl.lit(name))
     if found.is_empty():
         raise _nothing()
     past, _ = read_frame(df, layout.columns, "df")
-    past = past.filter(pl.col(layout.id) == pl.lit(item_id))
+    past = _of_item(past, layout, item_id)
     if layout.variable is not None:
         past = past.filter(pl.col(layout.variable).cast(pl.String) == name)
     column = layout.targets[0] if layout.variable is not None else str(name)
+    if column not in past.columns:
+        raise _nothing()
     past = pl.DataFrame({
         "time": past[layout.timestamp], "value": numbers(past[column], f"df, {column}")
     })  # fmt: skip
     return past.sort("time"), found.rename({layout.timestamp: "time"}), str(name)
+
+
+def _of_item(frame: pl.DataFrame, layout: Layout, item_id: Any) -> pl.DataFrame:
+    try:
+        return frame.filter(pl.col(layout.id) == pl.lit(item_id))
+    except (pl.exceptions.PolarsError, TypeError, ValueError):
+        raise InputError(
+            f"the id is of type {type(item_id).__name__}, those of the frame are "
+            f"{frame[layout.id].dtype}", code="other_ids", place="item_id",
+            remedy="Give an id as it stands in the frame.",
+        ) from None  # fmt: skip
 
 
 def _nothing() -> InputError:

@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from tsfm.errors import InputError
 from tsfm.forecasting.conformal import SplitConformal
 from tsfm.forecasting.fine_tuning import (
     UNTRAINED,
     Training,
     calibrate,
     fine_tune,
+    named,
     plain_calibration,
     read_calibration,
     training_series,
@@ -60,15 +63,10 @@ class Forecaster:
     """
 
     def __init__(
-        self,
-        model: ForecasterModel,
-        *,
-        variables: Sequence[Variable] = (),
-        covariates: Sequence[Covariate] = (),
-        calibration: SplitConformal | None = None,
-        facts: Mapping[str, Any] | None = None,
-        hash: str = "",
-    ) -> None:
+        self, model: ForecasterModel, *, variables: Sequence[Variable] = (),
+        covariates: Sequence[Covariate] = (), calibration: SplitConformal | None = None,
+        facts: Mapping[str, Any] | None = None, hash: str = "",
+    ) -> None:  # fmt: skip
         """Keep the parts, the network in evaluation mode."""
         self.model = model.eval()
         self.variables, self.covariates = tuple(variables), tuple(covariates)
@@ -76,13 +74,9 @@ class Forecaster:
 
     @classmethod
     def new(
-        cls,
-        *,
-        variables: Sequence[str | Variable] = (),
-        covariates: Sequence[str] = (),
-        config: ForecasterConfig | None = None,
-        seed: int = 0,
-    ) -> Forecaster:
+        cls, *, variables: Sequence[str | Variable] = (), covariates: Sequence[str] = (),
+        config: ForecasterConfig | None = None, seed: int = 0,
+    ) -> Forecaster:  # fmt: skip
         """An untrained forecaster, for `fit`.
 
         Args:
@@ -92,11 +86,11 @@ class Forecaster:
             seed: Of the weights.
 
         Raises:
-            InputError: The configuration is for another number of variables or covariates.
+            InputError: The configuration is for another number of variables or covariates, a name
+                is there twice, or the seed is none.
         """
-        known = tuple(v if isinstance(v, Variable) else Variable(v) for v in variables)
-        model = untrained_model(len(known), len(covariates), config, seed=seed)
-        told = [Covariate(name) for name in covariates]
+        known, told = named(variables, covariates)
+        model = untrained_model(len(known), len(told), config, seed=seed)
         return cls(model, variables=known, covariates=told, facts={UNTRAINED: True})
 
     @classmethod
@@ -108,13 +102,13 @@ class Forecaster:
             device: Where it computes.
 
         Raises:
-            InputError: There is no model.
+            InputError: There is no model, or no such device.
             IntegrityError: A file differs from what was written.
             ModelMismatch: Its parts do not belong together.
         """
         found = load_forecaster(path_or_name)
         return cls(
-            found.model.to(device), variables=found.variables, covariates=found.covariates,
+            _on_device(found.model, device), variables=found.variables, covariates=found.covariates,
             calibration=read_calibration(found.calibration), facts=found.facts, hash=found.hash,
         )  # fmt: skip
 
@@ -207,18 +201,11 @@ class Forecaster:
         return answered, PredictReport(**counts)
 
     def predict_quantiles(
-        self,
-        series: Sequence[tuple[ArrayLike, ArrayLike]],
-        query_times: Any,
-        quantile_levels: Sequence[float] = DECILES,
-        *,
-        variables: Sequence[str] | None = None,
-        items: Sequence[Any] | None = None,
-        time_unit: str | None = None,
-        now: Any = None,
-        batch_size: int = 256,
-        calibrated: bool = True,
-    ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+        self, series: Sequence[tuple[ArrayLike, ArrayLike]], query_times: Any,
+        quantile_levels: Sequence[float] = DECILES, *, variables: Sequence[str] | None = None,
+        items: Sequence[Any] | None = None, time_unit: str | None = None, now: Any = None,
+        batch_size: int = 256, calibrated: bool = True,
+    ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:  # fmt: skip
         """Forecast series given as arrays.
 
         Args:
@@ -307,13 +294,14 @@ class Forecaster:
             columns: As for `embed`.
 
         Raises:
-            InputError: As `predict_df`, or too few items.
+            InputError: As `predict_df`, too few items, or an argument that can't be meant.
         """
         how = Training(prediction_length, validation_fraction, batch_size, seed)
+        config = how.config(steps, learning_rate)
         model, learn = copy.deepcopy(self.model), bool(self.facts.get(UNTRAINED))
         packed, names, covariates = training_series(df, self._layout(**columns), learn=learn)
         facts, calibration = fine_tune(
-            model, packed, names, how, how.config(steps, learning_rate),
+            model, packed, names, how, config,
             folder=Path(folder) if folder else None, learn_scale=learn, progress=progress,
         )  # fmt: skip
         return Forecaster(
@@ -398,3 +386,13 @@ class Forecaster:
     def _repr_html_(self) -> str:
         told = {"calibrated": "yes" if self.calibration else "no", "hash": self.hash[:12]}
         return forecaster_html(self.model, self.variables, self.covariates, told)
+
+
+def _on_device(model: ForecasterModel, device: str) -> ForecasterModel:
+    try:
+        return model.to(torch.device(device))
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(
+            "there is no such device, or torch can't use it", code="bad_device", place="device",
+            remedy="Give such as 'cpu' or 'cuda'.",
+        ) from error  # fmt: skip

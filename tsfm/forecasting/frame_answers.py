@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tsfm.errors import InputError
 from tsfm.forecasting.conformal import SplitConformal
 from tsfm.forecasting.frame_questions import pack, series_of, to_questions
-from tsfm.forecasting.frames import History, Layout
+from tsfm.forecasting.frames import History, Layout, check_whole
 from tsfm.forecasting.packed_series import PackedSeries, answer, embed
 from tsfm.forecasting.quantile_levels import at_levels
 from tsfm.models.forecaster import ForecasterModel
@@ -38,10 +38,12 @@ def answer_frame(
         point: `mean` or `median`: what `predictions` are. The others: see `answer_questions`.
 
     Raises:
-        InputError: As `answer_questions`.
+        InputError: As `answer_questions`, or a column of the answer is called as one of `df`.
     """
     _check_choice("point", point, ("mean", "median"))
     _check_choice("on_missing", on_missing, ("raise", "nan"))
+    own = ["target_name", "predictions", *map(str, levels)]
+    _check_columns([layout.id, layout.timestamp], own)
     wanted = levels if point == "mean" else (*levels, 0.5)
     mean, quantiles, counts = answer_questions(
         model, calibration, history, layout, asked, wanted, batch_size=batch_size,
@@ -69,8 +71,10 @@ def embed_frame(
         batch_size: Entities read at once.
 
     Raises:
-        InputError: An anonymous series has no point.
+        InputError: An anonymous series has no point, or a column of the answer is called as ids.
     """
+    check_whole("batch_size", batch_size)
+    _check_columns([layout.id], ["target_name", *(f"e{j}" for j in range(model.config.d_model))])
     asked = series_of(history, layout)
     packed, series = pack(history, layout, asked)
     refuse_empty(packed, series.to_numpy(), layout)
@@ -108,11 +112,7 @@ def answer_questions(
     Raises:
         InputError: Such a series, a question before now, or a forecast that is not finite.
     """
-    if batch_size < 1:
-        raise InputError(
-            "batch_size is less than one", code="bad_batch_size", place="batch_size",
-            remedy="Give how many items are read at once.",
-        )  # fmt: skip
+    check_whole("batch_size", batch_size)
     packed, series = pack(history, layout, asked)
     n_points = np.diff(packed.cu_points)
     rows = series.to_numpy()
@@ -135,6 +135,7 @@ def answer_questions(
         raw = found.quantiles
         if calibration is not None:
             names = np.array(history.names, dtype=str)[asked["name"].to_numpy()[order]]
+            names = calibration.called(names, layout.known)
             raw = calibration.apply(names, found.lead, LEVELS, raw).astype(np.float64)
         mean[order], quantiles[order] = found.mean, at_levels(raw, levels)
     asked_series = np.unique(rows)
@@ -163,6 +164,15 @@ def refuse_empty(packed: PackedSeries, series: NDArray[np.int64], layout: Layout
         place=f"df, {', '.join(columns)}",
         remedy="Leave these series out, or set on_missing='nan'.",
     )  # fmt: skip
+
+
+def _check_columns(given: list[str], own: list[str]) -> None:
+    if taken := set(given) & set(own):
+        raise InputError(
+            f"the answer has a column '{min(taken)}' of its own", code="reserved_column",
+            place="id_column, timestamp_column", remedy="Give the column of ids or times another "
+            "name.",
+        )  # fmt: skip
 
 
 def _check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from tsfm.errors import InputError
 from tsfm.forecasting.frames import (
     History,
     Layout,
+    check_whole,
     index_of,
     name_index,
     numbers,
@@ -107,11 +108,7 @@ def ask_ahead(history: History, layout: Layout, n: int, freq: Any) -> tuple[pl.D
     Returns:
         `item`, `name`, `stamp` in this order of rows, and how many series borrowed their step.
     """
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-        raise InputError(
-            "prediction_length is not a whole number above nought", code="bad_prediction_length",
-            place="prediction_length", remedy="Give how many steps to forecast.",
-        )  # fmt: skip
+    check_whole("prediction_length", n)
     pairs = series_of(history, layout)
     start = pairs.join(history.now, on="item", how="left", maintain_order="left")
     rows = history.rows.join(pairs, on=["item", "name"], how="inner").select("series", "stamp")
@@ -130,7 +127,7 @@ def series_of(history: History, layout: Layout) -> pl.DataFrame:
             maintain_order="left",
         )
     else:
-        pairs = history.rows.select("item", "name").unique().sort("item", "name")
+        pairs = history.pairs
     return pairs.with_row_index("series").with_columns(pl.col("series").cast(pl.Int64))
 
 

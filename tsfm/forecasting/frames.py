@@ -21,6 +21,7 @@ from tsfm.forecasting.time_axis import TimeAxis
 from tsfm.models.forecaster_checkpoint import Covariate
 
 _UNREADABLE = (TypeError, ValueError, OverflowError, NotImplementedError, pl.exceptions.PolarsError)
+_ROUNDING = 1e-10  # a spread below this share of the values is none
 GiveBack = Callable[[pl.DataFrame, Sequence[str]], Any]
 
 
@@ -109,7 +110,8 @@ class History:
         ids: Ids in the order of their first appearance.
         names: Names of the variables.
         axis: Kind of the time column.
-        rows: All rows up to now: `item`, `name` (indices), `stamp`.
+        pairs: Series that have rows, before or after now: `item`, `name` (indices).
+        rows: All rows up to now: `item`, `name`, `stamp`.
         points: Values up to now: `item`, `name`, `seconds`, `value` and covariates, sorted.
         now: When each item is forecast from: `item`, `stamp`.
         now_seconds: The same in seconds.
@@ -119,6 +121,7 @@ class History:
     ids: pl.Series
     names: tuple[str, ...]
     axis: TimeAxis
+    pairs: pl.DataFrame
     rows: pl.DataFrame
     points: pl.DataFrame
     now: pl.DataFrame
@@ -221,6 +224,7 @@ def read_history(
     rows = base.with_columns(name=pl.Series(index), value=pl.concat(values, rechunk=True))
     counts = {"n_rows": frame.height, "n_items": len(ids), "n_beyond_context": 0}
     n_before = rows.height
+    pairs = rows.select("item", "name").unique().sort("item", "name")
     if now is None:
         last = rows.sort("seconds", maintain_order=True).group_by("item").last().sort("item")
         moments, now_seconds = last.select("item", "stamp"), last["seconds"].to_numpy()
@@ -244,17 +248,25 @@ def read_history(
     counts["n_duplicates"] = there.height - points.height
     points = points.sort(key)
     if context_length is not None:
-        if context_length < 1:
-            raise InputError(
-                "context_length is less than one", code="bad_context_length",
-                place="context_length", remedy="Give a number of points, or None for all.",
-            )  # fmt: skip
+        check_whole("context_length", context_length)
         kept = points.group_by("item", "name", maintain_order=True).tail(context_length)
         counts["n_beyond_context"] = points.height - kept.height
         points = kept.sort(key)
-    return History(
-        ids, names, axis, rows.select("item", "name", "stamp"), points, moments, now_seconds, counts
-    )
+    rows = rows.select("item", "name", "stamp")
+    return History(ids, names, axis, pairs, rows, points, moments, now_seconds, counts)
+
+
+def check_whole(name: str, given: Any, least: int = 1) -> None:
+    """Check that an argument is a whole number, of any integer type.
+
+    Raises:
+        InputError: It is not, or is below the least.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < least:
+        raise InputError(
+            f"{name} is not a whole number from {least} on", code=f"bad_{name}", place=name,
+            remedy=f"Give a whole number, {least} or more.",
+        )  # fmt: skip
 
 
 def index_of(column: pl.Series, ids: pl.Series, place: str = "df") -> pl.Series:
@@ -266,9 +278,8 @@ def index_of(column: pl.Series, ids: pl.Series, place: str = "df") -> pl.Series:
     table = pl.DataFrame({"id": ids, "item": np.arange(len(ids))})
     rows = pl.DataFrame({"id": column})
     try:
-        return rows.join(table, on="id", how="left", maintain_order="left", nulls_equal=False)[
-            "item"
-        ]
+        found = rows.join(table, on="id", how="left", maintain_order="left", nulls_equal=False)
+        return found["item"]
     except pl.exceptions.PolarsError as error:
         raise InputError(
             f"ids are of type {column.dtype}, those of df of type {ids.dtype}",
@@ -277,17 +288,31 @@ def index_of(column: pl.Series, ids: pl.Series, place: str = "df") -> pl.Series:
 
 
 def fit_covariates(frame: pl.DataFrame, names: Sequence[str]) -> tuple[Covariate, ...]:
-    """Covariates with the mean and the standard deviation of their columns."""
+    """Covariates with the mean and the standard deviation of their columns.
+
+    Raises:
+        InputError: One is not finite.
+    """
     found = []
     for name in names:
         column = numbers(frame[name], f"df, {name}")
         column = column.filter(column.is_finite())
-        mean, spread = column.mean(), column.std()
+        mean, std = column.mean(), column.std()
         location = float(mean) if isinstance(mean, float) else 0.0
-        found.append(
-            Covariate(name, location, spread if isinstance(spread, float) and spread else 1.0)
-        )
+        spread = float(std) if isinstance(std, float) else 0.0
+        if not np.isfinite([location, spread]).all():
+            raise InputError(
+                "the covariate has no finite mean and spread", code="bad_covariate",
+                place=f"df, {name}", remedy="Look for values that are off by many powers of ten.",
+            )  # fmt: skip
+        same = is_rounding(spread, column.to_numpy())
+        found.append(Covariate(name, location, 1.0 if same else spread))
     return tuple(found)
+
+
+def is_rounding(spread: float, values: NDArray[np.float64]) -> bool:
+    """Whether a spread is nought, or the rounding of values that are all the same."""
+    return spread <= _ROUNDING * np.abs(values).max(initial=0.0)
 
 
 def read_ids(frame: pl.DataFrame, column: str, place: str) -> pl.Series:

@@ -5,12 +5,14 @@
     live.predict("stay 7", [when + timedelta(hours=1)])
 
 Each item has a `ForecastStream`: a point costs the same however many came before it. Answers are
-those of `Forecaster.predict_df` on all points so far, to rounding.
+those of `Forecaster.predict_df` on all points so far: to rounding with known variables, and without
+as long as a series is not longer than some thousand points.
 
-A model of anonymous series takes its scale from the past, so its streams are read anew whenever
-the points of a series have doubled: the scale follows, and a point still costs the same on average.
-Between two readings the scale is that of the last one. A point that comes late makes its item be
-read anew too.
+A model of anonymous series takes scale and clock from the past. So a stream of it is read anew as
+long as that costs little, and then when its points have grown by a quarter or have left the scale
+(`running_summary.FrozenScale`): a point still costs the same on average. Between two readings scale
+and clock are those of the last one. A point that comes late, or at the time of another one of its
+series, makes its item be read anew too; of values at one time the mean is taken.
 
 With `adaptive`, every point is first forecast from what came before it, and moves the quantiles of
 its item, variable and lead time (`conformal.AdaptiveConformal`): they hold in the long run whatever
@@ -22,7 +24,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Hashable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -33,8 +35,9 @@ from numpy.typing import ArrayLike
 from tsfm.errors import InputError
 from tsfm.forecasting.conformal import AdaptiveConformal, SplitConformal
 from tsfm.forecasting.quantile_levels import at_levels, check_quantile_levels
+from tsfm.forecasting.running_summary import FrozenScale
 from tsfm.forecasting.stream import ForecastStream
-from tsfm.forecasting.time_axis import UNIT_SECONDS
+from tsfm.forecasting.time_axis import PointClock
 from tsfm.models.forecast_data import ForecastContext
 from tsfm.models.forecaster import ForecasterModel
 from tsfm.models.forecaster_checkpoint import Covariate
@@ -78,7 +81,7 @@ class LiveForecaster:
         self._model, self._known = model, tuple(variables)
         self._covariates, self._calibration = tuple(covariates), calibration
         self._gamma = adaptive
-        self._clock = _Clock(time_unit)
+        self._clock = PointClock(time_unit)
         self._items: dict[Hashable, _Item] = {}
         self.n_points = self.n_missing = self.n_late = 0
 
@@ -102,33 +105,32 @@ class LiveForecaster:
             Whether it was taken.
 
         Raises:
-            InputError: An unknown variable, or a time that can't be read; nothing has changed then.
+            InputError: An unknown variable, or an id, a time or a value that can't be read; nothing
+                has changed then.
         """
-        seconds = self._clock.read(timestamp)
-        value = math.nan if value is None else float(value)
+        kind, seconds = self._clock.read(timestamp)
+        value = _number(value)
         if self._known and variable not in self._known:
             raise InputError(
                 "the model does not know this variable", code="unknown_variable", place="variable",
                 remedy=f"It knows {', '.join(self._known[:8])}, ...",
             )  # fmt: skip
-        item = self._items.get(item_id)
+        item = self._find(item_id)
         if item is None:
             item = self._items[item_id] = _Item(self._known, self._gamma, self._calibration)
+        self._clock.kind = kind
         if not math.isfinite(value):
             self.n_missing += 1
             item.latest = max(item.latest, seconds)
             return False
-        if item.adaptive and item.has(variable) and seconds >= item.latest > -math.inf:
-            at = np.array([seconds])
-            _, found = item.forecast(self._model, [variable], at, item.latest, None)
-            lead = (seconds - item.latest) / 3600
-            item.adaptive = item.adaptive.update(variable, lead, found[0], value)
+        if self._gamma is not None and item.has(variable) and seconds >= item.latest > -math.inf:
+            item.adapt(self._model, variable, seconds, value)
         self.n_late += not item.take(variable, seconds, value)
         self.n_points += 1
         return True
 
     def predict(
-        self, item_id: Hashable, timestamps: Sequence[Any],
+        self, item_id: Hashable, timestamps: Any,
         quantile_levels: Sequence[float] = (0.1, 0.5, 0.9), *,
         variables: Sequence[str] | None = None, now: Any = None, calibrated: bool = True,
         covariates: Mapping[str, ArrayLike] | None = None,
@@ -137,7 +139,7 @@ class LiveForecaster:
 
         Args:
             item_id: Which.
-            timestamps: Asked times, from now on.
+            timestamps: Asked times, from now on; one or several.
             quantile_levels: Levels between 0 and 1.
             variables: Which; None is all known ones, or all that the item has.
             now: When it is asked; None is the item's latest point.
@@ -149,34 +151,33 @@ class LiveForecaster:
             (means), and a column a level.
 
         Raises:
-            InputError: No such item or variable, or a time before now.
+            InputError: No such item or variable, a time before now, or one that can't be read.
         """
         levels = check_quantile_levels(quantile_levels)
-        item = self._items.get(item_id)
+        item = self._find(item_id)
         if item is None:
             raise InputError(
                 "there is no point of this item", code="unknown_item", place="item_id",
                 remedy="update() it first; items lists what there is.",
             )  # fmt: skip
         names = list(variables) if variables is not None else list(self._known or item.names)
-        seconds = np.array([self._clock.read(stamp) for stamp in timestamps])
-        at = item.latest if now is None else self._clock.read(now)
+        stamps = self._clock.listed(timestamps)
+        seconds = np.array([self._clock.read(stamp)[1] for stamp in stamps])
+        at = item.latest if now is None else self._clock.read(now)[1]
         known = self._standardised(covariates, len(seconds))
         if not all(map(item.has, names)):
             raise InputError(
                 "there is no such series", code="unknown_variable", place="variables",
                 remedy="Ask for variables that the model knows, or that have a point.",
             )  # fmt: skip
-        mean, found = item.forecast(self._model, names, seconds, at, known)
-        told = [name for name in names for _ in range(len(seconds))]
-        shift = (item.adaptive or self._calibration) if calibrated else None
-        if shift is not None and told:
-            lead = np.tile((seconds - at) / 3600, len(names))
-            found = shift.apply(told, lead, LEVELS, found).astype(np.float64)
+        mean, found, lead = item.forecast(self._model, names, seconds, at, known)
+        told = [name for name in names for _ in stamps]
+        if calibrated and self._calibration is not None and told:
+            found = item.calibrated(names, lead, found)
         rows = at_levels(found, levels)
         return pl.DataFrame({
-            "item_id": [item_id] * len(told),
-            "timestamp": list(timestamps) * len(names),
+            "item_id": _ids(item_id, len(told)),
+            "timestamp": self._clock.column(stamps * len(names)),
             "target_name": pl.Series(told, dtype=pl.String),
             "predictions": mean,
             **{str(level): rows[:, j] for j, level in enumerate(levels)},
@@ -184,7 +185,17 @@ class LiveForecaster:
 
     def forget(self, item_id: Hashable) -> None:
         """Drop an item, such as a patient who left; nothing happens if there is none."""
-        self._items.pop(item_id, None)
+        if self._find(item_id) is not None:
+            del self._items[item_id]
+
+    def _find(self, item_id: Hashable) -> _Item | None:
+        try:
+            return self._items.get(item_id)
+        except TypeError:
+            raise InputError(
+                f"an id of type {type(item_id).__name__} can't be looked up", code="bad_id",
+                place="item_id", remedy="Give a text, a number, or a tuple of such.",
+            ) from None  # fmt: skip
 
     def _standardised(self, given: Mapping[str, ArrayLike] | None, n: int) -> torch.Tensor | None:
         if unknown := set(given or ()) - {one.name for one in self._covariates}:
@@ -197,13 +208,16 @@ class LiveForecaster:
         table = np.full((n, len(self._covariates)), np.nan)
         for j, one in enumerate(self._covariates):
             if one.name in (given or {}):
-                values = np.asarray((given or {})[one.name], dtype=np.float64)
+                values = _numbers((given or {})[one.name], n, f"covariates, {one.name}")
                 table[:, j] = (values - one.location) / one.scale
         return torch.from_numpy(table).float()
 
 
 class _Item:
-    """One item: its points, and a stream of all its known variables or of each anonymous series."""
+    """One item: its points, and a stream of all its known variables or of each anonymous series.
+
+    Streams, scales and adaptive calibrations go by the name of an anonymous series, or by "".
+    """
 
     def __init__(
         self, known: tuple[str, ...], gamma: float | None, calibration: SplitConformal | None
@@ -211,11 +225,13 @@ class _Item:
         self.known = known
         self.points: dict[str, list[tuple[float, float]]] = {name: [] for name in known}
         self.streams: dict[str, ForecastStream] = {}
-        self.read_at: dict[str, int] = {}
+        self.scales: dict[str, FrozenScale] = {}
         self.latest = -math.inf
-        self.adaptive: AdaptiveConformal | None = None
+        self.split = calibration
+        self.unmoved: AdaptiveConformal | None = None
+        self.adaptive: dict[str, AdaptiveConformal] = {}
         if gamma is not None and calibration is not None:
-            self.adaptive = AdaptiveConformal(calibration, gamma)
+            self.unmoved = AdaptiveConformal(calibration, gamma)
 
     @property
     def names(self) -> list[str]:
@@ -227,37 +243,67 @@ class _Item:
     def take(self, name: str, seconds: float, value: float) -> bool:
         """Keep a point; give whether it came in order."""
         series = self.points.setdefault(name, [])
-        in_order = not series or seconds >= series[-1][0]
-        if in_order:
+        last = series[-1][0] if series else -math.inf
+        if seconds >= last:
             series.append((seconds, value))
         else:
             insort(series, (seconds, value), key=lambda point: point[0])
         key = "" if self.known else name
         stream = self.streams.get(key)
         if stream is not None:
-            outgrown = not self.known and len(series) >= 2 * self.read_at[name]
-            if in_order and not outgrown:
+            outgrown = not self.known and self.scales[key].left_by(seconds, value)
+            if seconds > last and not outgrown:
                 stream.update(name if self.known else 0, seconds, value)
             else:
                 del self.streams[key]
         self.latest = max(self.latest, seconds)
-        return in_order
+        return seconds >= last
+
+    def adapt(self, model: ForecasterModel, name: str, seconds: float, value: float) -> None:
+        """Move the calibration by a truth, forecast from all before it."""
+        key = "" if self.known else name
+        moved = self.adaptive.get(key, self.unmoved)
+        assert moved is not None
+        _, found, lead = self.forecast(model, [name], np.array([seconds]), self.latest, None)
+        called = moved.split.called([name], self.known)[0]
+        self.adaptive[key] = moved.update(called, lead[0], found[0], value)
+
+    def calibrated(self, names: list[str], lead: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """Quantiles of `forecast` as the calibration has them, adapted if it adapts."""
+        k, done = len(lead) // len(names), []
+        for i, some in self._together(names):
+            rows = slice(i * k, (i + len(some)) * k)
+            shift = self.adaptive.get("" if self.known else some[0], self.unmoved) or self.split
+            assert self.split is not None
+            assert shift is not None
+            called = np.repeat(self.split.called(some, self.known), k)
+            done.append(shift.apply(called, lead[rows], LEVELS, found[rows]).astype(np.float64))
+        return np.concatenate(done)
 
     def forecast(
         self, model: ForecasterModel, names: list[str], seconds: np.ndarray, now: float,
         known: torch.Tensor | None,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Means and quantiles, a row for each name and time, (row,) and (row, level)."""
-        mean, quantiles = [np.empty(0)], [np.empty((0, len(LEVELS)))]
-        together = [names] if self.known else [[name] for name in names]
-        for some in together if len(seconds) else ():
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """Means, quantiles, and lead times in units of the series' clocks.
+
+        A row for each name and time: (row,), (row, level), (row,).
+        """
+        mean, quantiles, lead = [np.empty(0)], [np.empty((0, len(LEVELS)))], [np.empty(0)]
+        for _, some in self._together(names) if len(seconds) and names else ():
             stream = self._stream(model, some[0])
             asked = some if self.known else [0]
             covariates = None if known is None else known.repeat(len(some), 1)
             found = stream.forecast(seconds, asked, now, covariates)
             mean.append(found.mean_in_units().double().cpu().numpy())
             quantiles.append(found.quantiles_in_units().double().cpu().numpy())
-        return np.concatenate(mean), np.concatenate(quantiles)
+            rows = [self.known.index(name) for name in some] if self.known else [0]
+            clock = stream.clock.double().cpu().numpy()[rows]
+            lead.append(((seconds - now) / clock[:, None]).ravel())
+        return np.concatenate(mean), np.concatenate(quantiles), np.concatenate(lead)
+
+    def _together(self, names: list[str]) -> list[tuple[int, list[str]]]:
+        """Names that one stream forecasts, and the place of their first."""
+        return [(0, names)] if self.known else [(i, [name]) for i, name in enumerate(names)]
 
     def _stream(self, model: ForecasterModel, name: str) -> ForecastStream:
         """The stream of a series, made from all points if there is none."""
@@ -265,9 +311,8 @@ class _Item:
         if key in self.streams:
             return self.streams[key]
         names = self.known or (name,)
-        each = [self.points[one] for one in names]
-        points = np.array([point for series in each for point in series]).reshape(-1, 2)
-        self.read_at[name] = len(points)
+        each = [_one_a_time(self.points[one]) for one in names]
+        points = np.concatenate(each)
 
         def tensor(array: ArrayLike) -> torch.Tensor:
             return torch.as_tensor(np.array(array), device=model.variable.weight.device)
@@ -278,40 +323,48 @@ class _Item:
             variable=tensor(np.arange(len(names))), cu_series=tensor([0, len(names)]),
             now_seconds=tensor([max(points[:, 0], default=self.latest)]),
         )  # fmt: skip
-        self.streams[key] = ForecastStream(model, names if self.known else 1, start=context)
-        return self.streams[key]
+        stream = ForecastStream(model, names if self.known else 1, start=context)
+        self.streams[key] = stream
+        if not self.known:
+            told = (float(x[0]) for x in (stream.location, stream.spread, stream.clock))
+            self.scales[key] = FrozenScale(points[:, 0], points[:, 1], *told)
+        return stream
 
 
-class _Clock:
-    """Reads times: all with a zone, all without, or all numbers of one unit."""
+def _one_a_time(points: list[tuple[float, float]]) -> np.ndarray:
+    """Points of a series by time, the mean of values at one time, (point, 2)."""
+    table = np.array(points, np.float64).reshape(-1, 2)
+    seconds, first, counts = np.unique(table[:, 0], return_index=True, return_counts=True)
+    if len(seconds) < len(table):
+        table = np.column_stack([seconds, np.add.reduceat(table[:, 1], first) / counts])
+    return table
 
-    def __init__(self, time_unit: str | None) -> None:
-        if time_unit is not None and time_unit not in UNIT_SECONDS:
-            raise InputError(
-                f"'{time_unit}' is no unit of time", code="bad_time_unit", place="time_unit",
-                remedy=f"Give one of {', '.join(UNIT_SECONDS)}.",
-            )  # fmt: skip
-        self.unit, self.kind = time_unit, ""
 
-    def read(self, when: Any) -> float:
-        """Seconds since 1970 of a date-time (one without a zone as if in UTC), or of a number."""
-        kind, seconds = "", math.nan
-        if isinstance(when, np.datetime64):
-            kind, seconds = "naive", float(when.astype("datetime64[us]").astype(np.int64)) / 1e6
-        elif isinstance(when, datetime):
-            kind = "aware" if when.tzinfo else "naive"
-            seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-        elif self.unit and isinstance(when, int | float | np.number):
-            kind, seconds = "number", float(when) * UNIT_SECONDS[self.unit]
-        if not kind or not -1e12 < seconds < 1e12:
-            raise InputError(
-                "a time can't be read", code="bad_time", place="timestamp",
-                remedy="Give a date-time, or a number and its time_unit.",
-            )  # fmt: skip
-        if kind != (self.kind or kind):
-            raise InputError(
-                f"a time is {kind} among {self.kind} ones", code="mixed_clocks", place="timestamp",
-                remedy="Give all times a zone, or none, or all as numbers.",
-            )  # fmt: skip
-        self.kind = kind
-        return seconds
+def _ids(item_id: Hashable, n: int) -> pl.Series:
+    """A column of one id, of the type that polars has for it or of objects."""
+    plain = item_id is None or isinstance(item_id, str | int | float | date | np.generic)
+    return pl.Series([item_id] * n) if plain else pl.Series([item_id] * n, dtype=pl.Object)
+
+
+def _number(value: Any) -> float:
+    try:
+        return math.nan if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"a value of type {type(value).__name__} is no number", code="not_numeric",
+            place="value", remedy="Give a number, or None for a missing one.",
+        ) from None  # fmt: skip
+
+
+def _numbers(values: ArrayLike, n: int, place: str) -> np.ndarray:
+    """Numbers, one for each of n times or one for all."""
+    try:
+        found = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.shape not in ((), (n,)):
+        raise InputError(
+            "values are no numbers, or not one for each time", code="bad_covariate", place=place,
+            remedy="Give a number for each asked time, or one for all; NaN is not known.",
+        )  # fmt: skip
+    return found

@@ -3,10 +3,15 @@
 `SeriesSummary.update` takes a point of every series by operations on tensors, of which one series'
 point needs as many. Here a point is some tens of plain numbers, and tensors are made when they are
 asked for. Numbers are held in float64: sums over ten thousand points lose nothing.
+
+`FrozenScale` watches a series whose scale and clock were taken from it at one moment, as
+`fit_series_scale` and `ForecastContext.with_clock` do, and says when it has left them.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import insort
 from dataclasses import fields
 
 import numpy as np
@@ -19,6 +24,15 @@ _WIDE = ("weight", "level", "time", "time_squares", "time_level")
 _FLAT = tuple(field.name for field in fields(SeriesSummary) if field.name not in _WIDE)
 _STEPS_OF = 1  # the half-life by which steps are forgotten, the middle one
 assert {field.name for field in fields(SeriesSummary)} == {*_WIDE, *_FLAT}
+
+
+_ALWAYS = 1024  # points up to which one reading costs as little as some twenty updates
+_GROWTH = 1.25  # beyond, a series is read anew when its points have grown by this factor,
+_DRIFT = 0.05  # when its median has moved by this share of its spread, or spread or clock by it,
+_REST = 256  # which is asked once in this part of its points, so that readings stay rare,
+_FAR = 3.0  # and at once when a value lies this many times farther out than any before
+_IQR_OF_UNIT_NORMAL = 1.349
+_MEAN_DEVIATION_OF_UNIT_NORMAL = math.sqrt(2 / math.pi)
 
 
 class RunningSummary:
@@ -80,3 +94,58 @@ class RunningSummary:
         columns: dict[str, Tensor] = dict(zip(_FLAT, table[:, :n].unbind(1), strict=True))
         columns |= dict(zip(_WIDE, table[:, n:].split(k, 1), strict=True))
         return SeriesSummary(**columns)
+
+
+class FrozenScale:
+    """Scale and clock of one series as of a reading, and what its points have become since.
+
+    Args:
+        seconds: Times read, ascending, each once, (point,).
+        values: Values read, (point,).
+        location: What was taken off the values.
+        spread: What they were divided by.
+        clock: Seconds of a clock unit.
+    """
+
+    def __init__(
+        self, seconds: np.ndarray, values: np.ndarray, location: float, spread: float, clock: float
+    ) -> None:
+        """Begin at the reading."""
+        self._location, self._spread, self._clock = location, spread, clock
+        self._values, self._gaps = np.sort(values).tolist(), np.sort(np.diff(seconds)).tolist()
+        self._last, self._n, self._asked_at = float(seconds[-1]), len(values), len(values)
+        deviations = np.abs(values - location)
+        self._total, farthest = float(deviations.sum()), float(deviations.max())
+        # The spread of equal values is not taken from them: any other value leaves it.
+        self._far = _FAR * farthest if spread <= 2 * farthest else 0.0
+
+    def left_by(self, seconds: float, value: float) -> bool:
+        """Whether the series has to be read anew once it has one more point, later than all."""
+        insort(self._values, value)
+        insort(self._gaps, seconds - self._last)
+        self._last, n = seconds, len(self._values)
+        deviation = abs(value - self._location)
+        self._total += deviation
+        if n <= _ALWAYS or n >= _GROWTH * self._n or deviation > self._far:
+            return True
+        if n - self._asked_at < n // _REST:
+            return False
+        self._asked_at = n
+        return self._drifted()
+
+    def _drifted(self) -> bool:
+        q25, median, q75 = (self._quantile(level) for level in (0.25, 0.5, 0.75))
+        # With half of the values equal, the median is theirs and the sum of deviations holds.
+        mean_deviation = self._total / len(self._values)
+        spread = (q75 - q25) / _IQR_OF_UNIT_NORMAL or (
+            mean_deviation / _MEAN_DEVIATION_OF_UNIT_NORMAL or self._spread
+        )
+        clock = self._gaps[len(self._gaps) // 2]
+        ratios = spread / self._spread, clock / self._clock
+        moved = abs(median - self._location) > _DRIFT * self._spread
+        return moved or any(abs(math.log(ratio)) > _DRIFT for ratio in ratios)
+
+    def _quantile(self, level: float) -> float:
+        rank = level * (len(self._values) - 1)
+        below, above = self._values[math.floor(rank)], self._values[math.ceil(rank)]
+        return below + (above - below) * (rank % 1)

@@ -26,13 +26,22 @@ def frames_of_arrays(
     Raises:
         InputError: Lengths or shapes that do not fit, or a series without a point and no now.
     """
-    n = len(series)
-    each = isinstance(query_times, list | tuple) and bool(query_times) and np.ndim(query_times[0])
-    asked = [np.asarray(q) for q in query_times] if each else [np.asarray(query_times)] * n
-    points = [(np.asarray(t), np.asarray(v, np.float64)) for t, v in series]
-    names = ["series"] * n if variables is None else list(variables)
-    of_item = list(range(n)) if items is None else list(items)
+    try:
+        n = len(series)
+        each = isinstance(query_times, list | tuple) and bool(query_times)
+        each = each and any(np.ndim(q) for q in query_times)
+        asked = [np.asarray(q) for q in query_times] if each else [np.asarray(query_times)] * n
+        points = [(np.asarray(t), np.asarray(v, np.float64)) for t, v in series]
+        names = ["series"] * n if variables is None else [str(name) for name in variables]
+        place: dict[Any, int] = {}
+        of_item = range(n) if items is None else [place.setdefault(i, len(place)) for i in items]
+    except (TypeError, ValueError):  # whose texts quote what was given
+        raise InputError(
+            "series, asked times, variables or items can't be read", code="bad_arrays",
+            place="series", remedy="Give pairs of times and numbers, times, texts, and ids.",
+        ) from None  # fmt: skip
     shapes = all(t.ndim == 1 and t.shape == v.shape for t, v in points)
+    shapes = shapes and all(q.ndim == 1 for q in asked)
     if not n or not shapes or not len(asked) == len(names) == len(of_item) == n:
         raise InputError(
             "there is no series, or times, values, asked times, variables or items do not fit",
@@ -57,7 +66,7 @@ def frames_of_arrays(
     def frame(times: list[ArrayLike]) -> pl.DataFrame:
         counts = [len(np.asarray(t)) for t in times]
         return pl.DataFrame({
-            "item": np.repeat(np.unique(np.array(of_item), return_inverse=True)[1], counts),
+            "item": np.repeat(of_item, counts),
             "variable": np.repeat(np.array(names, dtype=str), counts).tolist(),
             "time": _times(times),
         })  # fmt: skip
@@ -70,4 +79,10 @@ def frames_of_arrays(
 
 def _times(parts: list[Any]) -> NDArray[Any]:
     arrays = [np.asarray(part) for part in parts]
-    return np.concatenate([a for a in arrays if len(a)] or [np.empty(0)])
+    try:
+        return np.concatenate([a for a in arrays if len(a)] or [np.empty(0)])
+    except TypeError:
+        raise InputError(
+            "times of series are of several types", code="bad_arrays", place="series",
+            remedy="Give datetime64 everywhere, or numbers everywhere.",
+        ) from None  # fmt: skip

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tsfm.errors import InputError, TsfmError
 from tsfm.forecasting.as_of import Floats, Model, SeriesPoints, forecast_as_of, open_forecaster
 from tsfm.forecasting.forecaster import DECILES
-from tsfm.forecasting.frames import read_frame, read_ids
+from tsfm.forecasting.frames import is_rounding, read_frame, read_ids
 from tsfm.forecasting.quantile_levels import check_quantile_levels
 from tsfm.forecasting.time_axis import TimeAxis
 
@@ -138,7 +138,8 @@ class SeriesRegressor(RegressorMixin, BaseEstimator):
             row's answer may differ in the last digits of that.
 
         Raises:
-            InputError: Times are on another clock than those fitted.
+            InputError: Times are on another clock than those fitted, or series are texts where they
+                were numbers or the other way round.
             ValueError: `X` is not as scikit-learn asks for.
         """
         return self._forecast(X, ())[0].astype(np.float32)
@@ -189,13 +190,19 @@ class SeriesRegressor(RegressorMixin, BaseEstimator):
 
         Args:
             X: As the user gave it.
-            known: Numbers of the series' names; None gives them, in the order of the alphabet.
+            known: Numbers of the series' names, none if series are numbers; None gives them, in the
+                order of the alphabet.
 
         Returns:
             `X`, what its times were if they were no numbers, and the numbers of names.
+
+        Raises:
+            InputError: Series are texts and the known ones numbers, or the other way round.
         """
         names = dict(known or {})
         if (type(X).__module__.partition(".")[0], type(X).__name__) not in _FRAMES:
+            if names:
+                raise _other_ids()
             if getattr(getattr(X, "dtype", None), "kind", "") == "M":
                 raise InputError(
                     "X is an array of date-times", code="bad_time_column", place="X",
@@ -212,7 +219,10 @@ class SeriesRegressor(RegressorMixin, BaseEstimator):
         if not (frame.is_empty() or frame.to_series(0).dtype.is_numeric()):
             axis = TimeAxis.of(frame.to_series(0), self.time_unit, f"X, {columns[0]}")
             numbers[columns[0]] = axis.seconds(frame.to_series(0))
-        if frame.width > 1 and not frame.to_series(1).dtype.is_numeric():
+        of_text = frame.width > 1 and not frame.to_series(1).dtype.is_numeric()
+        if known is not None and of_text != bool(known):
+            raise _other_ids()
+        if of_text:
             labels = frame.to_series(1).cast(pl.String)
             found = read_ids(frame.with_columns(labels), frame.columns[1], "X").sort()
             if known is None:
@@ -261,6 +271,13 @@ class SeriesRegressor(RegressorMixin, BaseEstimator):
         return X[:, time] * self.time_axis_.unit_seconds, labels, X[:, others]
 
 
+def _other_ids() -> InputError:
+    return InputError(
+        "series are texts in one of fit and predict and numbers in the other", code="other_ids",
+        place="X", remedy="Give the column that says the series the same type in both.",
+    )  # fmt: skip
+
+
 def _effects(covariates: Floats, values: Floats, of_row: NDArray[np.int64], ridge: float) -> Floats:
     """Coefficients by ridge regression of deviations from each series' means.
 
@@ -271,6 +288,9 @@ def _effects(covariates: Floats, values: Floats, of_row: NDArray[np.int64], ridg
         values: (row,).
         of_row: Series of each row.
         ridge: Penalty, for standardised covariates.
+
+    Raises:
+        InputError: A covariate is so large that it has no spread.
     """
     if not covariates.shape[1]:
         return np.zeros(0)
@@ -279,8 +299,15 @@ def _effects(covariates: Floats, values: Floats, of_row: NDArray[np.int64], ridg
     def within(column: Floats) -> Floats:
         return column - (np.bincount(of_row, column) / counts)[of_row]
 
-    deviations = np.column_stack([within(column) for column in covariates.T])
-    spread = deviations.std(0)
-    spread[spread == 0] = 1.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviations = np.column_stack([within(column) for column in covariates.T])
+        spread = deviations.std(0)
+    if not np.isfinite(spread).all():
+        raise InputError(
+            "a covariate has no finite spread", code="bad_covariate", place="X",
+            remedy="Look for values that are off by many powers of ten.",
+        )  # fmt: skip
+    constant = [is_rounding(s, column) for s, column in zip(spread, covariates.T, strict=True)]
+    deviations[:, constant], spread[constant] = 0.0, 1.0
     fitted = Ridge(alpha=ridge, fit_intercept=False).fit(deviations / spread, within(values))
     return fitted.coef_ / spread

@@ -12,9 +12,10 @@ time twice the first is taken; where it skips it, the time an hour later.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -118,20 +119,117 @@ class TimeAxis:
         Raises:
             InputError: It is not on this clock.
         """
-        when = when.to_pydatetime() if hasattr(when, "to_pydatetime") else when
         known = isinstance(when, date | np.datetime64 | int | float | np.number)
-        if not known or isinstance(when, bool):
+        # NaT is a date-time and a datetime64 that is not itself.
+        if not known or isinstance(when, bool) or (when != when and not _is_numeric(when)):
             raise InputError(
                 f"a time of type {type(when).__name__}", code="bad_time", place=place,
                 remedy="Give a date-time, or a number for a numeric time column.",
             )  # fmt: skip
-        column = pl.Series([when]) if isinstance(when, date) else pl.Series(np.array([when]))
+        if hasattr(when, "to_datetime64"):  # of pandas, to the nanosecond
+            stamp: Any = when
+            column = _of_datetime64(stamp.to_datetime64())
+            column = column.dt.replace_time_zone("UTC") if stamp.tzinfo else column
+        elif isinstance(when, np.datetime64):
+            column = _of_datetime64(when)
+        else:
+            column = pl.Series([when]) if isinstance(when, date) else pl.Series(np.array([when]))
         self.check_same_clock(TimeAxis.of(column, time_unit, place), place)
         if self.dtype == pl.Date:
             return column.cast(pl.Datetime("us"))
         if self.dtype.is_numeric():
             return column
         return column.cast(self.dtype)
+
+
+def _is_numeric(when: Any) -> bool:
+    return isinstance(when, int | float | np.number)
+
+
+def _of_datetime64(when: np.datetime64) -> pl.Series:
+    fine = np.datetime_data(when)[0] in _TICKS_A_SECOND
+    return pl.Series(np.array([when], None if fine else "datetime64[us]"))
+
+
+class PointClock:
+    """Reads times one by one: all with a zone, all without, or all numbers of one unit.
+
+    Args:
+        time_unit: Unit of times that are numbers; None takes none.
+
+    Attributes:
+        kind: What times are, `aware`, `naive` or `number`; empty until its owner has taken one.
+
+    Raises:
+        InputError: An unknown unit.
+    """
+
+    def __init__(self, time_unit: str | None) -> None:
+        """Begin without a kind."""
+        if time_unit is not None and time_unit not in UNIT_SECONDS:
+            raise InputError(
+                f"'{time_unit}' is no unit of time", code="bad_time_unit", place="time_unit",
+                remedy=f"Give one of {', '.join(UNIT_SECONDS)}.",
+            )  # fmt: skip
+        self.unit, self.kind = time_unit, ""
+
+    def read(self, when: Any) -> tuple[str, float]:
+        """Kind and seconds since 1970 of a date-time, one without a zone as if in UTC, or a number.
+
+        Raises:
+            InputError: It can't be read, or is of another kind than those before.
+        """
+        kind, seconds = "", math.nan
+        if isinstance(when, np.datetime64):
+            kind, seconds = "naive", float(when.astype("datetime64[us]").astype(np.int64)) / 1e6
+        elif isinstance(when, datetime) and when == when:  # NaT of pandas is one, and not itself
+            kind = "aware" if when.tzinfo else "naive"
+            seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+        elif self.unit and isinstance(when, int | float | np.number):
+            kind, seconds = "number", float(when) * UNIT_SECONDS[self.unit]
+        if not kind or not -1e12 < seconds < 1e12:
+            raise InputError(
+                "a time can't be read", code="bad_time", place="timestamp",
+                remedy="Give a date-time, or a number and its time_unit.",
+            )  # fmt: skip
+        if kind != (self.kind or kind):
+            raise InputError(
+                f"a time is {kind} among {self.kind} ones", code="mixed_clocks", place="timestamp",
+                remedy="Give all times a zone, or none, or all as numbers.",
+            )  # fmt: skip
+        return kind, seconds
+
+    def listed(self, times: Any) -> list[Any]:
+        """Times as a list, of which one alone is one.
+
+        Raises:
+            InputError: They are none.
+        """
+        if isinstance(times, np.ndarray):
+            return list(times.ravel())
+        if isinstance(times, date | str | int | float | np.generic):
+            return [times]
+        try:
+            return list(times)
+        except TypeError:
+            raise InputError(
+                f"times of type {type(times).__name__}", code="bad_time", place="timestamps",
+                remedy="Give a list of times, or one.",
+            ) from None  # fmt: skip
+
+    def column(self, times: list[Any]) -> pl.Series:
+        """Times that were read as a column."""
+        if self.kind == "number":
+            plain = [t.item() if isinstance(t, np.generic) else t for t in times]
+            whole = all(isinstance(t, int) and abs(t) < 2**63 for t in plain)
+            return pl.Series(plain, dtype=pl.Int64 if whole else pl.Float64, strict=False)
+        if any(isinstance(t, np.datetime64) for t in times):
+            found = np.array([np.datetime64(t) for t in times])
+            fine = found.dtype == np.dtype("datetime64[ns]")
+            return pl.Series(found if fine else found.astype("datetime64[us]"))
+        if len({t.tzinfo for t in times}) > 1:
+            times = [t.astimezone(UTC) for t in times]
+        return pl.Series(times)
 
 
 def future_stamps(
@@ -154,6 +252,8 @@ def future_stamps(
         InputError: No step is given and none can be told, or it can't be read.
     """
     borrowed = 0
+    if axis.dtype.is_integer():  # in small types, sums and gaps would wrap around
+        rows, start = (frame.cast({"stamp": pl.Int64}) for frame in (rows, start))
     if freq is not None:
         steps = start.select("series").join(_read_step(freq, axis), how="cross")
     else:
@@ -161,10 +261,12 @@ def future_stamps(
     every = start.join(steps, on="series", how="left", maintain_order="left")
     every = every.join(pl.DataFrame({"k": np.arange(1, n + 1)}), how="cross", maintain_order="left")
     if axis.dtype.is_numeric():
+        if axis.dtype.is_integer() and every["ticks"].dtype.is_integer():
+            whole = every.select("series", pl.col("stamp") + pl.col("k") * pl.col("ticks"))
+            narrow = whole.with_columns(pl.col("stamp").cast(axis.dtype, strict=False))
+            return whole if narrow["stamp"].has_nulls() else narrow, borrowed
         going_on = pl.col("stamp") + pl.col("k") * pl.col("ticks")
-        integers = axis.dtype.is_integer() and every["ticks"].dtype.is_integer()
-        kept = integers or axis.dtype.is_float()
-        going_on = going_on.cast(axis.dtype if kept else pl.Float64)
+        going_on = going_on.cast(axis.dtype if axis.dtype.is_float() else pl.Float64)
         return every.select("series", going_on), borrowed
     if axis.dtype == pl.Date and bool((every["ticks"] != 0).any()):
         raise _bad_freq("a step of part of a day on a column of dates")
