@@ -4,9 +4,9 @@
     python benchmarks/p12_mortality.py --quick            made-up stays, to see that it runs
 
 Folders hold `observations-*.parquet` and `outcomes-*.parquet`. Without `--test` a fifth of the
-stays is the test. Three models: boosting on hand-made features of windows (`gbm`), a network on the
-same features, the timeline model on the events alone; their stack is what is shipped. The last line
-is one JSON object.
+stays is the test. Four models: boosting on hand-made features of windows (`gbm`), a network on the
+same features, the timeline model on the events alone, and a probe of what `forecaster-icu` knows
+(`p12_states`); their stack is what is shipped. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 import polars as pl
 from measure import machine_line
 from numpy.typing import NDArray
+from p12_states import forecaster_states, probe
 from p12_stays import write_stays
 from risk_stack import (
     N_FOLDS,
@@ -56,7 +57,7 @@ BOOSTING = Boosting(
 )  # fmt: skip
 
 
-SHIPPED = "stack of all three"
+SHIPPED = "stack of all four"
 ANSWER_WEIGHTS = (1.0, 0.5, 0.2, 0.2, 0.3, 0.3)
 
 
@@ -166,6 +167,11 @@ def run(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
         fold, chosen.folds,
     )  # fmt: skip
     print(f"feature network: {time.perf_counter() - started:.0f} s", flush=True)
+    states = forecaster_states(chosen.train, chosen.test, subjects)
+    probed = in_folds(
+        lambda taught, asked: probe(states[taught], y[taught], states[asked]), fold, chosen.folds
+    )
+    print(f"probe of the forecaster's states: {time.perf_counter() - started:.0f} s", flush=True)
     asked, also = {}, {}
     for task, name in TASKS.items():
         asked[name] = cohort_of(outcomes, task)
@@ -175,17 +181,18 @@ def run(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
         chosen.folds, chosen.setup, work / "timeline", chosen.threads,
     )[TASKS[chosen.task]]  # fmt: skip
     print(f"timeline model: {time.perf_counter() - started:.0f} s", flush=True)
-    members = {"boosting": boosting, "network": network, "timeline": found}
-    all_three, stack = stacked(y, fold, members)
-    ours = {name: members[name] for name in ("network", "timeline")}
+    members = {"boosting": boosting, "network": network, "timeline": found, "forecaster": probed}
+    everything, stack = stacked(y, fold, members)
+    ours = {name: members[name] for name in members if name != "boosting"}
     alone = {name: stacked(y, fold, {name: pair})[0] for name, pair in members.items()}
     test = fold == -1
     models = {
         "boosting on window features": alone["boosting"],
         "feature network on the same": alone["network"],
         "timeline model, events alone": alone["timeline"],
-        "network and timeline, no boosting": stacked(y, fold, ours)[0],
-        SHIPPED: all_three,
+        "probe of the forecaster's states": alone["forecaster"],
+        "all but boosting": stacked(y, fold, ours)[0],
+        SHIPPED: everything,
     }
     told = report(
         y[test], subjects[test], models, shipped=SHIPPED,

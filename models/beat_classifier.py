@@ -24,6 +24,7 @@ from tsfm.errors import InputError, ModelMismatch
 from tsfm.models.boosted_trees import BoostedTrees
 from tsfm.signals.beat_features import read_beats
 from tsfm.signals.beats import find_r_peaks
+from tsfm.signals.filters import as_samples
 
 CLASSES = ("N", "S", "V", "F")
 """Normal (and bundle branch block), supraventricular, ventricular, fusion of both."""
@@ -130,11 +131,13 @@ class BeatClassifier:
             left out: nothing is known of them.
 
         Raises:
-            InputError: No lead, peaks out of order or outside, or a rate that is too low.
+            InputError: No lead, or more leads than samples; peaks out of order, outside or no
+                whole samples; or a rate that is too low.
             ModelMismatch: The classifier reads features that this version does not have.
         """
         leads = np.atleast_2d(np.asarray(ecg, np.float64))
-        if leads.ndim != 2 or not len(leads):
+        turned = leads.ndim == 2 and len(leads) > leads.shape[1] > 0
+        if leads.ndim != 2 or not len(leads) or turned:
             raise InputError(
                 f"a signal of shape {leads.shape} is no record", code="bad_signal_shape",
                 place="ecg", remedy="Give (samples,) or (leads, samples).",
@@ -142,7 +145,7 @@ class BeatClassifier:
         if r_peaks is None:
             peaks = find_r_peaks(leads[0], fs_hz=float(fs_hz))
         else:
-            peaks = np.asarray(r_peaks, np.int64).reshape(-1)
+            peaks = as_samples(r_peaks).reshape(-1)
         if not len(peaks):
             return BeatClasses(peaks, np.zeros(0, "U1"), np.zeros((0, len(CLASSES))))
         beats = read_beats(leads, peaks, fs_hz=float(fs_hz))

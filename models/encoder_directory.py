@@ -2,8 +2,9 @@
 
 The encoder itself takes what has been cleaned (`biosignal_encoder`); this room does to a record
 what was done to the records of its training: millivolts, less each lead's median, spikes cut at
-5 mV. It also says what a timeline's tokens are given of a record: the summary vectors, and behind
-them the embedding cut into pieces of the same width.
+5 mV. Records of another unit would be cut to nothing, and are refused. It also says what a
+timeline's tokens are given of a record: the summary vectors, and behind them the embedding cut into
+pieces of the same width.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from tsfm.models.biosignal_encoder import (
 )
 from tsfm.models.checkpoint import find_model, load_weights
 from tsfm.models.signal_checkpoint import ENCODER_TYPE, read_signal_directory, read_sizes
-from tsfm.models.signal_grid import to_grid
+from tsfm.models.signal_grid import rate_ratio, to_grid, to_tensor
 
 LARGEST_MV = 5.0
+_SPAN_S, _MOST_MV = 2.0, 20.0  # a usual range within two seconds that no electrode measures
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,6 @@ class EncoderDirectory:
         config = self.encoder.config
         return config.n_summary + math.ceil(config.d_embedding / config.d_model)
 
-    @torch.no_grad()
     def encode(
         self, signal_mv: NDArray[np.floating] | Tensor, *, fs_hz: float | int, leads: Sequence[str]
     ) -> Encoded:
@@ -68,29 +69,45 @@ class EncoderDirectory:
             leads: Name of each lead, any of the twelve in any order and case.
 
         Raises:
-            InputError: Rate, leads or shape do not fit, or values that are no millivolts.
+            InputError: Rate, leads or shape do not fit, `infinite_signal`, or `no_millivolts`: most
+                leads of most records move by more than 20 within two seconds.
         """
-        signal = torch.as_tensor(signal_mv, dtype=torch.float32)
-        check_signal(signal, leads)
-        values, known = to_grid(
-            level(signal), fs_hz=fs_hz, grid_hz=self.encoder.config.grid_hz
-        )  # fmt: skip
-        return self.encoder.encode_grid(values, known, lead_slots(leads))
+        signal = self._read(signal_mv, fs_hz, leads)
+        return self._encode(signal, fs_hz, leads)
 
     def embed(
         self, signal_mv: NDArray[np.floating] | Tensor, *, fs_hz: float | int,
         leads: Sequence[str], batch_size: int = 32,
     ) -> NDArray[np.float32]:  # fmt: skip
-        """(record, d_embedding) vectors of records, some at a time; see `encode`."""
-        signal = torch.as_tensor(signal_mv, dtype=torch.float32)
-        check_signal(signal, leads)
+        """(record, d_embedding) vectors of records, some at a time; see `encode`.
+
+        Raises:
+            InputError: As `encode`, or `bad_batch_size`.
+        """
+        if not batch_size >= 1:
+            raise InputError(
+                "a batch of no records", code="bad_batch_size", place="batch_size",
+                remedy="Use 1 or more.",
+            )  # fmt: skip
+        signal = self._read(signal_mv, fs_hz, leads)
         if not len(signal):
             return np.zeros((0, self.encoder.config.d_embedding), np.float32)
-        parts = [
-            self.encode(part, fs_hz=fs_hz, leads=leads).embedding
-            for part in signal.split(batch_size)
-        ]
+        parts = [self._encode(part, fs_hz, leads).embedding for part in signal.split(batch_size)]
         return torch.cat(parts).numpy()
+
+    def _read(
+        self, signal_mv: NDArray[np.floating] | Tensor, fs_hz: float | int, leads: Sequence[str]
+    ) -> Tensor:
+        signal = to_tensor(signal_mv)
+        check_signal(signal, leads)
+        rate_ratio(fs_hz, self.encoder.config.grid_hz)
+        _check_unit(signal, fs_hz)
+        return signal
+
+    @torch.no_grad()
+    def _encode(self, signal: Tensor, fs_hz: float | int, leads: Sequence[str]) -> Encoded:
+        values, known = to_grid(level(signal), fs_hz=fs_hz, grid_hz=self.encoder.config.grid_hz)
+        return self.encoder.encode_grid(values, known, lead_slots(leads))
 
     def _repr_html_(self) -> str:
         n = sum(p.numel() for p in self.encoder.parameters())
@@ -121,6 +138,25 @@ def level(signal_mv: Float[Tensor, "*record sample"]) -> Float[Tensor, "*record 
         )  # fmt: skip
     middle = signal_mv.nanmedian(-1, keepdim=True).values
     return (signal_mv - middle).clamp(-LARGEST_MV, LARGEST_MV)
+
+
+def _check_unit(signal: Float[Tensor, "batch lead sample"], fs_hz: float | int) -> None:
+    """Refuse records whose usual range is that of microvolts or of a converter's steps."""
+    width = min(round(_SPAN_S * fs_hz), signal.shape[-1])
+    spans = []
+    for record in signal:  # one at a time: the copies are as large as what is read
+        windows = record[:, : record.shape[-1] // width * width].unflatten(-1, (-1, width))
+        there = torch.isfinite(windows)
+        low = torch.where(there, windows, torch.inf).amin(-1)
+        high = torch.where(there, windows, -torch.inf).amax(-1)
+        spans.append((high - low)[there.any(-1)])
+    measured = torch.cat(spans) if spans else signal.new_zeros(0)
+    if len(measured) and float(measured.median()) > _MOST_MV:
+        raise InputError(
+            f"most leads move by more than {_MOST_MV:g} within {_SPAN_S:g} s: no millivolts",
+            code="no_millivolts", place="signal_mv",
+            remedy="Multiply microvolts by 0.001; ADC steps by what one is in millivolts.",
+        )  # fmt: skip
 
 
 def open_encoder(path_or_name: str | Path) -> EncoderDirectory:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tsfm import __version__
-from tsfm.errors import ModelMismatch
+from tsfm.errors import InputError, ModelMismatch
 from tsfm.models.checkpoint import find_model, load_weights
 from tsfm.models.efficientnet1d import EfficientNet1d, EfficientNet1dConfig, standardise
 from tsfm.models.signal_checkpoint import read_signal_directory, read_sizes, save_signal_model
-from tsfm.models.signal_grid import to_grid
+from tsfm.models.signal_grid import rate_ratio, to_grid, to_tensor
 
 PPG_ENCODER_TYPE = "ppg-encoder"
 _LIMITS = (
@@ -81,10 +81,16 @@ class PpgEncoderDirectory:
             batch_size: Segments at once.
 
         Raises:
-            InputError: `bad_sampling_rate`: another rate than the encoder's, and not 50 to 4000 Hz.
+            InputError: `bad_sampling_rate`: another rate than the encoder's, and not 50 to 4000 Hz;
+                `bad_batch_size`; `bad_signal`: segments that are no numbers.
             ModelMismatch: Other channels than the encoder's.
         """
-        samples = torch.as_tensor(segments, dtype=torch.float32)
+        if not batch_size >= 1:
+            raise InputError(
+                "a batch of no segments", code="bad_batch_size", place="batch_size",
+                remedy="Use 1 or more.",
+            )  # fmt: skip
+        samples = to_tensor(segments)
         n_channels = self.encoder.config.n_channels
         if samples.dim() != 3 or samples.shape[1] != n_channels or samples.shape[2] == 0:
             raise ModelMismatch(
@@ -92,6 +98,8 @@ class PpgEncoderDirectory:
                 remedy=f"Give (segment, {n_channels}, time).",
             )  # fmt: skip
         own_hz = self.segments.fs_hz
+        if not abs(fs_hz - own_hz) <= 1e-3 * own_hz:
+            rate_ratio(fs_hz, own_hz)  # refuses what is no rate, without segments as well
         if len(samples) and abs(fs_hz - own_hz) > 1e-3 * own_hz:
             values, known = to_grid(samples, fs_hz=fs_hz, grid_hz=own_hz)
             samples = torch.where(known, values, torch.nan)

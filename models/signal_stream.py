@@ -9,9 +9,11 @@ moment; `finish` ends the record and gives the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tsfm.errors import InputError
@@ -23,7 +25,7 @@ from tsfm.models.biosignal_encoder import (
     lead_slots,
 )
 from tsfm.models.signal_blocks import SignalBlock, SignalState
-from tsfm.models.signal_grid import GridStream
+from tsfm.models.signal_grid import GridStream, to_tensor
 from tsfm.models.signal_stem import StemState
 
 
@@ -54,28 +56,43 @@ class EncoderStream:
         self._stem: StemState | None = None
         self._states: list[SignalState | None] = [None] * len(encoder.blocks)
         self._sums: Pooled | None = None
+        self._n_records: int | None = None
         self._ended = False
 
     @torch.no_grad()
-    def push(self, chunk: Float[Tensor, "batch lead sample"]) -> Float[Tensor, "batch token model"]:
+    def push(
+        self, chunk: Shaped[Tensor, "batch lead sample"] | NDArray[Any]
+    ) -> Float[Tensor, "batch token model"]:
         """Take some samples; give the states of the tokens that they complete.
+
+        Args:
+            chunk: (record, lead, sample) of the same records every time, numbers of any type.
 
         Raises:
             InputError: The chunk does not fit, or the stream has been finished.
         """
-        if self._ended:
+        self._check_open()
+        own = self.encoder.query.dtype
+        samples = (chunk if isinstance(chunk, Tensor) else to_tensor(chunk)).to(own)
+        if samples.dim() != 3 or self._n_records not in (None, len(samples)):
             raise InputError(
-                "the stream has been finished", code="stream_finished", place="EncoderStream",
-                remedy="Start another one for the next record.",
+                f"a chunk of shape {tuple(samples.shape)}", code="bad_signal_shape", place="chunk",
+                remedy="Give (records, leads, samples), of the same records every time.",
             )  # fmt: skip
-        if chunk.shape[-1] == 0:
-            return chunk.new_zeros(chunk.shape[0], 0, self.encoder.config.d_model)
-        check_signal(chunk, self.leads)
-        return self._read(*self._grid.push(chunk))
+        if samples.shape[-1] == 0:
+            return samples.new_zeros(len(samples), 0, self.encoder.config.d_model)
+        check_signal(samples, self.leads)
+        self._n_records = len(samples)
+        return self._read(*self._grid.push(samples))
 
     @torch.no_grad()
     def finish(self) -> Float[Tensor, "batch token model"]:
-        """End the record; give the states of the tokens left."""
+        """End the record; give the states of the tokens left.
+
+        Raises:
+            InputError: Nothing has been read, or the stream has been finished before.
+        """
+        self._check_open()
         tokens = self._read(*self._grid.finish())
         self._ended = True
         return tokens
@@ -94,6 +111,13 @@ class EncoderStream:
             )  # fmt: skip
         empty = self._sums.total.new_zeros(len(self._sums.total), 0, self.encoder.config.d_model)
         return self.encoder.pool(empty, empty[..., 0].bool(), self._sums, self._slots)
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise InputError(
+                "the stream has been finished", code="stream_finished", place="EncoderStream",
+                remedy="Start another one for the next record.",
+            )  # fmt: skip
 
     def _read(self, values: Tensor, known: Tensor) -> Tensor:
         if values.shape[-1] == 0:

@@ -39,13 +39,13 @@ app.add_typer(ingest_app, name="ingest")
 Events = Annotated[Path, typer.Argument(help="Root of an event table.", show_default=False)]
 Model = Annotated[Path, typer.Argument(help="Model directory.", show_default=False)]
 Run = Annotated[Path, typer.Argument(help="Folder of a scoring run.", show_default=False)]
-_SCORED = (
-    "readmission_30d, mortality_in_hospital, mortality_30d, length_of_stay_7d, claim_denial"
-)
+_SCORED = "readmission_30d, mortality_in_hospital, mortality_30d, length_of_stay_7d, claim_denial"
 TaskName = Annotated[str, typer.Option("--task", help=f"{_SCORED}.")]
 LabelledTask = Annotated[
     str,
-    typer.Option("--task", help=f"{_SCORED}; with classes: length_of_stay_bins, comorbidity_charlson."),
+    typer.Option(
+        "--task", help=f"{_SCORED}; with classes: length_of_stay_bins, comorbidity_charlson."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]

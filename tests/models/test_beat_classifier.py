@@ -140,6 +140,22 @@ def test_what_is_no_record_is_refused(shipped: BeatClassifier) -> None:
             shipped.classify(ecg, fs_hz=fs_hz, r_peaks=r_peaks)
 
 
+def test_turned_records_and_seconds_are_refused(
+    shipped: BeatClassifier, record: tuple[Beats, np.ndarray]
+) -> None:
+    beats, ecg = record
+    with pytest.raises(InputError, match=r"\(leads, samples\)"):
+        shipped.classify(ecg[:2].T, fs_hz=FS_HZ)
+    for r_peaks in (beats.times_s, [300.0, np.nan], ["300"]):
+        with pytest.raises(InputError, match="bad_beats"):
+            shipped.classify(ecg, fs_hz=FS_HZ, r_peaks=r_peaks)
+    with pytest.raises(InputError, match="bad_beats"):
+        shipped.classify(np.ones(1), fs_hz=FS_HZ, r_peaks=[0])
+    at = shipped.classify(ecg, fs_hz=FS_HZ).samples
+    again = shipped.classify(ecg, fs_hz=FS_HZ, r_peaks=at.astype(np.float64))
+    np.testing.assert_array_equal(again.samples, at)
+
+
 def test_the_class_is_decided_as_it_says() -> None:
     found = np.array([[0.5, 0.1, 0.3, 0.1], [0.5, 0.2, 0.2, 0.1], [0.1, 0.1, 0.6, 0.2],
                       [0.1, 0.1, 0.1, 0.7], [0.3, 0.0, 0.0, 0.7]])  # fmt: skip

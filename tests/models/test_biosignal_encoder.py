@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from tsfm.models.biosignal_encoder import (
     BiosignalEncoder,
     lead_slots,
 )
-from tsfm.models.signal_grid import grid_length, to_grid
+from tsfm.models.signal_grid import GridStream, grid_length, to_grid
 from tsfm.signals.store import STANDARD_LEADS
 
 SMALL = {
@@ -243,6 +244,77 @@ def test_a_stream_says_what_it_can_not_do():
     stream.finish()
     with pytest.raises(InputError, match="finished"):
         stream.push(torch.zeros(1, 1, 50))
+
+
+def test_a_stream_takes_numbers_of_any_type():
+    encoder, signal = _encoder(causal=True), (100 * _waves(2, 125, n_leads=1)).round()
+    whole = encoder(signal, fs_hz=125, leads=("II",)).tokens
+    as_int, big = signal.short(), signal.numpy().astype(">f8")
+    for chunk in (signal.double(), as_int, as_int.numpy(), big):
+        stream = encoder.stream(fs_hz=125, leads=("II",))
+        found = torch.cat([stream.push(chunk), stream.finish()], 1)
+        assert found.dtype == whole.dtype
+        assert (found - whole).abs().max() < 1e-4
+
+
+def test_a_stream_keeps_its_records():
+    stream = _encoder(causal=True).stream(fs_hz=125, leads=("II",))
+    stream.push(torch.zeros(2, 1, 50))
+    for other in (torch.zeros(3, 1, 50), torch.zeros(3, 1, 0), torch.zeros(2, 2, 50)):
+        with pytest.raises(InputError, match="bad_signal_shape"):
+            stream.push(other)
+    with pytest.raises(InputError, match="bad_signal_shape"):
+        stream.push(np.zeros(50))
+    with pytest.raises(InputError, match="bad_signal"):
+        stream.push(np.array([[["a"]]]))
+
+
+def test_finishing_twice_is_refused_and_changes_nothing():
+    encoder, signal = _encoder(causal=True), _waves(2, 360, n_leads=1)
+    stream = encoder.stream(fs_hz=360, leads=("II",))
+    stream.push(signal)
+    stream.finish()
+    before = stream.pooled().embedding
+    with pytest.raises(InputError) as error:
+        stream.finish()
+    assert error.value.code == "stream_finished"
+    assert torch.equal(stream.pooled().embedding, before)
+
+
+@pytest.mark.parametrize("fs_hz", [100, 128, 360, 62.5, 62.4725, 257, 499.9])
+def test_a_point_is_given_as_soon_as_its_kernel_is_heard(fs_hz):
+    signal = _waves(2, fs_hz, n_leads=2, batch=1)
+    signal[0, 1, 20:60] = torch.nan
+    grid, n_points, values, known = GridStream(fs_hz=fs_hz, grid_hz=100), 0, [], []
+    for i in range(signal.shape[-1]):
+        found = grid.push(signal[..., i : i + 1])
+        n_points += found[0].shape[-1]
+        values.append(found[0])
+        known.append(found[1])
+        due = math.floor((i / fs_hz - 0.06 - 1 / fs_hz) * 100) + 1  # a sample more than it needs
+        assert n_points >= due, i
+    found = grid.finish()
+    whole = to_grid(signal, fs_hz=fs_hz, grid_hz=100)
+    assert (torch.cat([*values, found[0]], -1) - whole[0]).abs().max() < 1e-5
+    assert torch.equal(torch.cat([*known, found[1]], -1), whole[1])
+
+
+@pytest.mark.parametrize("fs_hz", [62.4725, 249.9, 499.9])
+def test_the_grid_keeps_time_at_rates_that_are_no_small_ratio(fs_hz):
+    assert grid_length(round(3600 * fs_hz), fs_hz, 100) == pytest.approx(360_000, abs=2)
+    ours, known = to_grid(_waves(60, fs_hz, top_hz=8), fs_hz=fs_hz, grid_hz=100)
+    truth = _waves(60, 100, top_hz=8)
+    n = min(ours.shape[-1], truth.shape[-1])
+    assert known.all()
+    assert (ours[..., :n] - truth[..., :n])[..., 10:-10].abs().max() < 0.02 * truth.abs().max()
+
+
+@pytest.mark.parametrize("fs_hz", [250, 360, 62.5, 62.4725])
+def test_a_finished_grid_has_no_more_points(fs_hz):
+    grid = GridStream(fs_hz=fs_hz, grid_hz=100)
+    grid.push(torch.ones(1, 1, 200))
+    grid.finish()
+    assert grid.finish()[0].shape[-1] == 0
 
 
 def test_an_unknown_scan_is_refused():

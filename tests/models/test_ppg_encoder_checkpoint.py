@@ -105,6 +105,22 @@ def test_another_rate_is_brought_to_the_encoders(saved: Path) -> None:
         found.embed(_waves(64.0), fs_hz=1.0)
 
 
+@pytest.mark.parametrize("fs_hz", [float("nan"), float("inf"), 0.0, -64.0])
+def test_what_is_no_rate_is_refused(saved: Path, fs_hz: float) -> None:
+    for n in (0, 1):
+        with pytest.raises(InputError, match="bad_sampling_rate"):
+            load_ppg_encoder(saved).embed(_waves(64.0)[:n], fs_hz=fs_hz)
+
+
+def test_an_array_in_any_layout_gives_the_same_vectors(saved: Path) -> None:
+    found, waves = load_ppg_encoder(saved), _waves(64.0)
+    own = found.embed(waves, fs_hz=64.0)
+    for other in (waves[:, ::-1][:, ::-1], waves.astype(">f4"), np.asfortranarray(waves)):
+        np.testing.assert_array_equal(found.embed(other, fs_hz=64.0), own)
+    with pytest.raises(InputError, match="bad_batch_size"):
+        found.embed(waves, fs_hz=64.0, batch_size=0)
+
+
 def test_other_channels_are_refused(saved: Path) -> None:
     with pytest.raises(ModelMismatch, match="bad_segments"):
         load_ppg_encoder(saved).embed(np.zeros((1, 1, 640)), fs_hz=64.0)

@@ -54,5 +54,7 @@ def test_a_task_without_words_is_refused_before_anything_is_scored(
 ) -> None:
     monkeypatch.delitem(OUTCOME_TEXTS, TASK)
     with pytest.raises(InputError, match="unknown_task"):
-        run_scoring(tmp_path / "no model", tiny_hospital.events, TASK, tmp_path / "run", bands=BANDS)
+        run_scoring(
+            tmp_path / "no model", tiny_hospital.events, TASK, tmp_path / "run", bands=BANDS
+        )
     assert not (tmp_path / "run").exists()

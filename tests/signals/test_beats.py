@@ -10,7 +10,7 @@ import pytest
 
 from tsfm.errors import InputError
 from tsfm.evaluation.beat_matching import match_beats
-from tsfm.signals.beats import find_r_peaks, find_r_peaks_in_parts
+from tsfm.signals.beats import find_r_peaks, find_r_peaks_in_parts, measured_throughout
 from tsfm.simulation.waveforms import Beats, simulate_beats, simulate_ecg
 
 MINUTE_S = 60.0
@@ -219,3 +219,15 @@ def test_real_records_of_either_kind(data_dir: Callable[[str], Path]) -> None:
         assert len(beats) > 300
         assert found.sensitivity > 0.99
         assert found.positive_predictivity > 0.98
+
+
+def test_an_interval_is_measured_throughout_if_no_gap_could_hide_a_beat() -> None:
+    there = np.ones(1000, np.bool_)
+    there[150:153] = False  # 12 ms
+    there[300:360] = False
+    there[540:580] = False  # the peak at 560 was put into it
+    peaks = np.array([100, 200, 280, 400, 500, 560, 600, 700])
+    found = measured_throughout(peaks, there, fs_hz=250.0)
+    assert found.tolist() == [True, True, False, True, False, False, True]
+    assert len(measured_throughout(peaks[:1], there, fs_hz=250.0)) == 0
+    assert len(measured_throughout(peaks[:0], there, fs_hz=250.0)) == 0

@@ -213,6 +213,12 @@ def test_subtract_wander_without_beats_takes_the_median() -> None:
     np.testing.assert_array_equal(out, [-1.0, 0.0, 4.0])
 
 
+@pytest.mark.parametrize("r_peaks", [[np.nan, 300.0], [0.9, 1.7], ["1"]])
+def test_r_peaks_that_are_no_samples_are_refused(r_peaks):
+    with pytest.raises(InputError, match="bad_beats"):
+        subtract_wander(np.arange(1000.0), fs_hz=250, r_peaks=np.array(r_peaks))
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -227,6 +227,20 @@ def test_reversed_arms_are_suspected_but_no_mirrored_heart():
     assert _faults(record) == []
 
 
+def test_reversed_arms_are_suspected_through_gaps():
+    record = _record()
+    record[1] *= 0.6
+    record[:6], _ = derive_limb_leads(record[:2], LIMB_LEADS[:2])
+    record[0] *= -1
+    record[[1, 2, 3, 4]] = record[[2, 1, 4, 3]]
+    n = record.shape[1] // 2
+    for row in (0, 3, 11):
+        for at in range(n, n + 500, 25):  # before, in and behind a beat
+            gapped = record.copy()
+            gapped[row, at] = np.nan
+            assert [kind for kind, _ in _faults(gapped)] == ["arm_reversal"], (row, at)
+
+
 def test_no_published_record_is_flagged(ptbxl):
     assert [i for i, x in enumerate(ptbxl) if find_lead_faults(x, STANDARD_LEADS, fs_hz=100)] == []
     residuals = [einthoven_residual(x, STANDARD_LEADS) for x in ptbxl]

@@ -68,6 +68,24 @@ def test_thirty_seconds_at_72_stay_72():
     assert heart_rate_bpm(np.arange(0.3, 30, 60 / 72), 0, 30) == pytest.approx(72)
 
 
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.6, 1.2])
+def test_every_second_beat_early_is_counted_with_its_pause(start):
+    beats = np.cumsum(np.append(0, np.tile([0.5, 1.1], 100)))  # 75 a minute
+    assert heart_rate_bpm(beats, start, start + 150) == pytest.approx(75, rel=0.01)
+    assert heart_rate_bpm(beats, start, start + 10) == pytest.approx(75, rel=0.08)
+
+
+def test_intervals_of_which_none_is_near_their_median_have_no_rate():
+    beats = np.cumsum([0, 0.4, 0.4, 2, 2])
+    assert np.isnan(heart_rate_bpm(beats[[0, 1, 1, 3, 3]], 0, 10))
+
+
+def test_a_gap_within_an_uneven_rhythm_does_not_move_the_rate():
+    beats = np.cumsum(np.append(0, np.tile([0.5, 1.1], 20)))
+    gapped = beats[(beats < 10) | (beats > 20)]
+    assert heart_rate_bpm(gapped, 0, 40, gaps=[(10, 20)]) == pytest.approx(75, rel=0.02)
+
+
 def test_variability_is_that_of_usual_beats():
     rng = np.random.default_rng(0)
     rr = 0.8 + 0.02 * rng.standard_normal(300)
@@ -100,6 +118,13 @@ def test_a_clear_breath_is_heard(bpm):
     assert found.bpm == pytest.approx(bpm, abs=1.0)
     assert found.low_bpm <= found.bpm <= found.high_bpm
     assert found.probability.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("level", [np.nan, 0.0, -3.1])
+def test_no_signal_has_no_breathing_rate(level):
+    found = breathing_rate(np.full(2000, level), fs_hz=62.5)
+    assert np.isnan([found.bpm, found.low_bpm, found.high_bpm]).all()
+    assert np.isnan(found.probability).all()
 
 
 def test_where_nothing_is_heard_the_usual_rate_is_said():

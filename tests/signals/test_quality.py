@@ -159,6 +159,7 @@ def test_a_long_record_is_judged_as_its_parts_are():
     [
         (np.zeros((2, 3, 4)), {}, "bad_signal_shape"),
         (np.zeros(0), {}, "bad_signal_shape"),
+        (np.zeros((600, 2)), {}, "bad_signal_shape"),
         (np.array(["a"]), {}, "bad_signal_shape"),
         (np.zeros(100), {"fs_hz": 20.0}, "bad_sampling_rate"),
         (np.zeros(100), {"fs_hz": np.nan}, "bad_sampling_rate"),
@@ -171,6 +172,18 @@ def test_what_cannot_be_judged_is_refused(signal, options, code):
         signal_quality(signal, **{"fs_hz": 125.0, "kind": "ecg", **options})
     assert refused.value.code == code
     assert "." in str(refused.value)
+
+
+def test_a_moment_is_of_no_use():
+    ecg = _signal("ecg", 125.0)
+    for n in (1, 10, 90):
+        assert signal_quality(ecg[:n], fs_hz=125.0, kind="ecg").index.tolist() == [0]
+    assert signal_quality(ecg[:250], fs_hz=125.0, kind="ecg").index[0] > 0
+    gapped = np.full(2500, np.nan)
+    gapped[:1250], gapped[1300:1350] = ecg[:1250], ecg[1300:1350]
+    index = signal_quality(gapped, fs_hz=125.0, kind="ecg").index
+    assert index[0] > 0
+    assert index[1] == 0
 
 
 def test_records_that_readers_called_noisy_score_lower(data_dir):

@@ -48,6 +48,47 @@ def test_a_record_of_nothing_but_noise_has_all_features():
     assert set(rhythm_features(noise, fs_hz=300.0)) == set(rhythm_features(_lead(), fs_hz=300.0))
 
 
+@pytest.mark.parametrize("level", [0.0, 1.0, -5.3, 1e6 / 3])
+def test_a_lead_that_does_not_move_has_no_beats(level):
+    found = rhythm_features(np.full(3000, level), fs_hz=300.0)
+    assert found["n_beats"] == 0
+    assert np.isnan(found["rr_mean"])
+    assert set(found) == set(rhythm_features(_lead(), fs_hz=300.0))
+
+
+def test_a_gap_is_no_long_interval():
+    whole = _lead()
+    gapped = whole.copy()
+    gapped[3000:5400] = np.nan
+    one, other = (rhythm_features(x, fs_hz=300.0) for x in (whole, gapped))
+    assert other["rr_max"] < 1.1 * one["rr_max"]
+    for name in ("rr_mean", "rr_cv", "rmssd", "rate_min_8", "tq_4_10", "tq_power"):
+        assert other[name] == pytest.approx(one[name], rel=0.3), name
+
+
+def test_a_few_missing_samples_cost_no_interval():
+    whole = _lead()
+    gapped = whole.copy()
+    gapped[::700] = np.nan
+    one, other = (rhythm_features(x, fs_hz=300.0) for x in (whole, gapped))
+    assert other["rr_mean"] == pytest.approx(one["rr_mean"], rel=1e-3)
+    assert other["rr_cv"] == pytest.approx(one["rr_cv"], abs=0.005)
+
+
+@pytest.mark.parametrize("rr", [[0, 0, 0, 0], [0.8, -0.8, 0.8], [0.8, np.nan, 0.8], [[0.8] * 4]])
+def test_intervals_that_are_none_are_refused(rr):
+    with pytest.raises(InputError) as error:
+        interval_features(rr)
+    assert error.value.code == "bad_intervals"
+
+
+@pytest.mark.parametrize("fs_hz", [0.0, -5.0, 0.5, 40.0, np.nan, np.inf])
+def test_a_rate_that_is_none_is_refused(fs_hz):
+    with pytest.raises(InputError) as error:
+        rhythm_features(_lead(), fs_hz=fs_hz)
+    assert error.value.code == "bad_sampling_rate"
+
+
 def test_too_short_a_record_is_refused():
     with pytest.raises(InputError):
         rhythm_features(np.zeros(100), fs_hz=300.0)

@@ -160,6 +160,22 @@ def test_seconds_select_the_same_stretch_of_leads_of_unequal_rate(tmp_path: Path
     assert record.values[1][0] == pytest.approx((125 - 100) / 200)
 
 
+def test_a_single_name_is_one_lead(tmp_path: Path) -> None:
+    store = write(tmp_path, lead("I"), lead("II"))
+    record = store.read_record("s1", "II")
+    assert record.leads == ("II",)
+    assert len(record.values) == 1
+
+
+def test_a_stretch_without_end_is_the_rest_and_no_number_is_refused(tmp_path: Path) -> None:
+    store = write(tmp_path, lead("II", np.arange(1000, dtype=np.int16)))
+    assert len(store.read_record("s1", start_s=1.0, stop_s=float("inf")).values[0]) == 750
+    nan, inf = float("nan"), float("inf")
+    for start_s, stop_s in ((nan, None), (inf, None), (0.0, nan)):
+        with pytest.raises(InputError, match="bad_time_range"):
+            store.read_record("s1", start_s=start_s, stop_s=stop_s)
+
+
 def test_shards_are_bounded_and_a_lead_is_whole(tmp_path: Path) -> None:
     leads = [lead(f"L{i}", np.full(100, i, dtype=np.int16)) for i in range(7)]
     store = write(tmp_path, *leads, lead("long", np.arange(900, dtype=np.int16)), shard_bytes=450)

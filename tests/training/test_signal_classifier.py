@@ -58,9 +58,7 @@ def test_a_record_is_never_left_without_leads():
     values = torch.randn(50, 3, 200)
     known = torch.ones(50, 3, 200, dtype=torch.bool)
     draws = torch.Generator().manual_seed(0)
-    x, there = augment(
-        values, known, 100, SignalTraining(lead_dropout=1.0), draws, grid_hz=100.0
-    )
+    x, there = augment(values, known, 100, SignalTraining(lead_dropout=1.0), draws, grid_hz=100.0)
     assert x.shape == (50, 3, 100)
     assert there.any(1).all()
     assert not there.all()

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsfm.errors import InputError
-from tsfm.signals.filters import band_pass, resample
+from tsfm.signals.filters import as_samples, band_pass, resample
 from tsfm.signals.row_correlation import row_correlation
 
 Signal = npt.NDArray[np.float64]
@@ -87,10 +87,10 @@ def read_beats(ecg: npt.ArrayLike, r_peaks: npt.ArrayLike, *, fs_hz: float) -> B
         fs_hz: Sampling rate, above 70.
 
     Raises:
-        InputError: `bad_beats`: no lead, peaks out of order or outside; `bad_filter`: a rate that
-            can't hold a QRS complex.
+        InputError: `bad_beats`: no lead, peaks out of order, outside or no samples, or a record of
+            less than 8 ms; `bad_filter`: a rate that can't hold a QRS complex.
     """
-    leads, peaks = np.atleast_2d(np.asarray(ecg, np.float64)), np.asarray(r_peaks, np.int64)
+    leads, peaks = np.atleast_2d(np.asarray(ecg, np.float64)), as_samples(r_peaks)
     outside = len(peaks) and not (0 <= peaks.min() <= peaks.max() < leads.shape[-1])
     if leads.ndim != 2 or not len(leads) or outside or (np.diff(peaks) < 0).any():
         raise InputError(
@@ -100,6 +100,11 @@ def read_beats(ecg: npt.ArrayLike, r_peaks: npt.ArrayLike, *, fs_hz: float) -> B
     low, high = _BAND_HZ
     clean = band_pass(leads[:2], fs_hz=fs_hz, low_hz=low, high_hz=high)
     points = np.nan_to_num(np.asarray(resample(clean, fs_hz=fs_hz, to_hz=WINDOW_HZ), np.float64))
+    if not points.shape[1]:
+        raise InputError(
+            "a record of less than 8 ms has no beats", code="bad_beats", place="read_beats",
+            remedy="Give the whole record, (leads, samples).",
+        )  # fmt: skip
     at = np.clip(np.rint(peaks * (WINDOW_HZ / fs_hz)).astype(np.int64), 0, points.shape[1] - 1)
     columns = _rhythm(peaks / fs_hz)
     windows = np.zeros((len(at), 2, round(BEFORE_S * WINDOW_HZ) + round(AFTER_S * WINDOW_HZ)))

@@ -111,6 +111,26 @@ def find_r_peaks_in_parts(
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
+def measured_throughout(
+    r_peaks: Samples, there: npt.NDArray[np.bool_], *, fs_hz: float
+) -> npt.NDArray[np.bool_]:
+    """Intervals between beats that hold no gap in which a beat could have been missed.
+
+    Args:
+        r_peaks: (n_beats,) samples, in order.
+        there: (n_samples,) what was measured.
+        fs_hz: Sampling rate.
+
+    Returns:
+        (n_beats - 1,) flags; gaps of 30 ms hide no beat and count as measured.
+    """
+    starts, lengths = find_runs(~there)
+    long = lengths > round(_BRIDGE_S * fs_hz)
+    begun = np.searchsorted(starts[long], r_peaks[1:])
+    over = np.searchsorted((starts + lengths)[long], r_peaks[:-1], side="right")
+    return begun == over
+
+
 def _in_part(lead: Signal, fs_hz: float) -> Samples:
     step = max(1, int(fs_hz // _POINTS_HZ))
     points_hz = fs_hz / step

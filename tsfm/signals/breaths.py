@@ -9,9 +9,11 @@ recordings with marked breaths, on top of what is usual among patients,
 
     log P(f) = sum_m w_m log(eps + S_m(f)) - (log f - log c)^2 / 2 s^2 + constant,
 
-and the answer is the median of that. Where the spectra say little it is the usual rate. Weights,
-centre and spread come from `fit_breath_model`; the ones here are printed by
-`benchmarks/ppg_hr.py --train`, fitted to the BIDMC recordings of intensive care.
+and the answer is the median of that. Where the spectra say little it is the median of the last
+term, which lies above the likeliest rate c: about 20 with the fitted model. Where there is no
+signal at all there is no answer. Weights, centre and spread come from `fit_breath_model`; the ones
+here are printed by `benchmarks/ppg_hr.py --train`, fitted to the BIDMC recordings of intensive
+care.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ _EPS = 0.05
 _EVEN_HZ = 4.0
 _FEWEST_PULSES = 8
 _BLUR_BPM, _PENALTY = 0.8, 0.01
+_MOVES = 1e-9  # of the largest value: a smaller span is rounding
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class BreathModel:
 
     Attributes:
         weights: One of each of `MODULATIONS`.
-        centre_bpm: Usual rate.
+        centre_bpm: Likeliest rate where nothing is heard.
         spread: Deviation of the logarithm of rates.
     """
 
@@ -54,7 +57,7 @@ class BreathModel:
 
 @dataclass(frozen=True, eq=False)
 class BreathingRate:
-    """The rate of one window.
+    """The rate of one window; all of it NaN where nothing was measured or nothing moves.
 
     Attributes:
         bpm: Median of the distribution.
@@ -79,12 +82,19 @@ def breathing_rate(
         fs_hz: Sampling rate.
         model: What evidence is worth; the fitted one by default.
 
+    Returns:
+        The rate; NaN where nothing was measured or nothing moves.
+
     Raises:
         InputError: Not one channel, a window too short, or a rate too low.
     """
     signal = np.asarray(ppg, np.float64)
     pulses = find_pulses(signal, fs_hz=fs_hz)
     spectra = breath_spectra(signal, pulses, fs_hz=fs_hz, start_s=0.0, stop_s=len(signal) / fs_hz)
+    there = signal[np.isfinite(signal)]
+    if not len(there) or np.ptp(there) <= _MOVES * np.abs(there).max():
+        nan = float("nan")
+        return BreathingRate(nan, nan, nan, np.full(len(RATES_BPM), nan))
     return rate_from_spectra(spectra, model or BreathModel())
 
 

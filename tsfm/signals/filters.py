@@ -36,6 +36,7 @@ from tsfm.signals.shards import find_runs
 
 __all__ = [
     "CausalFilter",
+    "as_samples",
     "band_pass",
     "clean_ecg",
     "design",
@@ -141,9 +142,12 @@ def subtract_wander(
 
     Returns:
         Values of the same shape and unit.
+
+    Raises:
+        InputError: `bad_beats`: R peaks that are no samples.
     """
     reach = np.arange(math.floor(_PR_S[0] * fs_hz), math.ceil(_PR_S[1] * fs_hz) + 1)
-    peaks = np.unique(np.asarray(r_peaks, dtype=np.int64))
+    peaks = np.unique(as_samples(r_peaks))
 
     def straighten(run: Signal, start: int) -> Signal:
         local = peaks - start
@@ -158,6 +162,24 @@ def subtract_wander(
         return run - CubicSpline(knots, levels, axis=-1, bc_type="natural")(at)
 
     return _each_run(x, straighten)
+
+
+def as_samples(r_peaks: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """R peaks as whole numbers; seconds are refused and not cut off to samples.
+
+    Raises:
+        InputError: `bad_beats`.
+    """
+    given = np.asarray(r_peaks)
+    whole = given.dtype.kind in "iu" or not given.size
+    if given.dtype.kind == "f":
+        whole = bool((np.isfinite(given) & (given == np.rint(given))).all())
+    if not whole:
+        raise InputError(
+            "R peaks that are no numbers of samples", code="bad_beats", place="r_peaks",
+            remedy="Give whole samples from the record's start; round(seconds * fs_hz).",
+        )  # fmt: skip
+    return given.astype(np.int64)
 
 
 def design(

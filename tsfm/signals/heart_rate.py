@@ -1,8 +1,10 @@
 """Heart rate and its variability from the times of beats, robust to missed and false ones.
 
 The rate of a window is 60 over the mean of the intervals that are near their median: a missed beat
-doubles one interval, a false one splits one, and both fall out. An interval over a gap belongs to
-no beat: where `gaps` say that nothing was measured within it, it is left out as well.
+doubles one interval, a false one splits one, and both fall out. In a bigeminy short and long
+intervals take turns, and the median is one of the two: where many would fall out and two successive
+intervals always take the same time, all are counted. An interval over a gap belongs to no beat:
+where `gaps` say that nothing was measured within it, it is left out as well.
 
 The variability measures follow the Task Force of 1996: SDNN, RMSSD and pNN50 are of intervals
 between usual beats, so those that come early, and the pauses after them, are left out with their
@@ -20,6 +22,7 @@ import numpy.typing as npt
 Times = npt.NDArray[np.float64]
 
 _LEAST, _MOST = 0.6, 1.6  # of the median interval: the ones that count in a rate
+_MANY, _EVEN = 0.2, 0.1  # share that would fall out; spread of two successive intervals together
 _USUAL = 0.2  # an interval further than this share from the local median is no usual one
 _FEWEST = 3
 
@@ -62,12 +65,14 @@ def heart_rate_bpm(
     """
     times = np.asarray(beat_times_s, np.float64)
     inside = times[(times >= start_s) & (times < stop_s)]
-    rr = _intervals(inside, gaps)[1]
+    first, rr = _intervals(inside, gaps)
     if len(rr) < _FEWEST:
         return float("nan")
     median = np.median(rr)
-    near = rr[(rr > _LEAST * median) & (rr < _MOST * median)]
-    return float(60.0 / near.mean())
+    near = (rr > _LEAST * median) & (rr < _MOST * median)
+    if near.mean() < 1 - _MANY and _takes_turns(first, rr):
+        near[:] = True
+    return float(60.0 / rr[near].mean()) if near.any() else float("nan")
 
 
 def variability(
@@ -98,6 +103,15 @@ def variability(
         pnn50=float(np.mean(np.abs(steps) > 50.0)) if enough else nan,
         share_left_out=float(1 - usual.mean()),
     )
+
+
+def _takes_turns(first: npt.NDArray[np.int64], rr: Times) -> bool:
+    """Whether two successive intervals always take the same time, whatever each of them takes."""
+    pairs = (rr[:-1] + rr[1:])[np.diff(first) == 1]
+    if len(pairs) < _FEWEST:
+        return False
+    middle = float(np.median(pairs))
+    return float(np.mean(np.abs(pairs - middle) < _EVEN * middle)) > 1 - _MANY
 
 
 def _intervals(

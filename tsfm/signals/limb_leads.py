@@ -383,10 +383,11 @@ def _arms_look_reversed(rows: Rows, fs_hz: float) -> bool:
     peaks = find_r_peaks(max(upright, key=np.nanstd), fs_hz=fs_hz)
     at = np.arange(round(_P_S[0] * fs_hz), round(_QRS_S[1] * fs_hz) + 1)
     peaks = peaks[(peaks + at[0] >= 0) & (peaks + at[-1] < len(avr))]
-    if len(peaks) < 3:
+    cut = [row[peaks[:, None] + at] for row in upright]
+    cut = [beats[np.isfinite(beats).all(1)] for beats in cut]
+    if min(map(len, cut)) < 3:
         return False
-    beats = [np.median(row[peaks[:, None] + at], axis=0) for row in upright]
-    seen = [_points_up(beat, at / fs_hz) for beat in beats]
+    seen = [_points_up(np.median(beats, axis=0), at / fs_hz) for beats in cut]
     return all(p for p, _ in seen[:2]) and all(qrs for _, qrs in seen)
 
 

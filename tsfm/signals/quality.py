@@ -40,6 +40,7 @@ _LOWEST_HZ = 50.0
 _MAINS_HZ, _MAINS_WIDE_HZ = (50.0, 60.0), 1.0
 _RAIL_S, _SHORT_RAIL_S, _OFTEN = 0.10, 0.008, 3  # one long stay at the rail, or several short
 _LEAST_BEATS = 3
+_READABLE_S = 0.8  # with less of a window measured, it holds no beat to be read
 _BEATS_DUE_S = 6.0  # of signal, in which three beats must be, lest nothing can be read
 _HALF = {"baseline": 1.0, "muscle": 0.1, "mains": 0.1}  # ratio that halves the index
 _CLIPPED_COST = 5.0  # a fifth clipped is of no use: the peaks are what is cut off
@@ -74,7 +75,7 @@ class SignalQuality:
         muscle: Power from 35 to 150 Hz (PPG: from 10), the mains left out, over the same.
         mains: Power at 50 or 60 Hz that stands out of its surroundings, over the same.
         agreement: Mean correlation of beats with their median beat; NaN with fewer than three.
-        index: 0 to 1, falls with each of them.
+        index: 0 to 1, falls with each of them; 0 where less than 0.8 s was measured.
     """
 
     start: Samples
@@ -119,12 +120,13 @@ def signal_quality(
 
 
 def _check(values: npt.NDArray[Any], fs_hz: float, kind: str, window_s: float) -> None:
-    if values.ndim not in (1, 2) or not values.size or values.dtype.kind not in "fiu":
+    turned = values.ndim == 2 and values.shape[0] > values.shape[1]
+    if values.ndim not in (1, 2) or not values.size or values.dtype.kind not in "fiu" or turned:
         raise InputError(
             f"a signal of shape {values.shape} and type {values.dtype} can't be judged",
             code="bad_signal_shape",
             place="signal",
-            remedy="Give (n_samples,) or (n_leads, n_samples) numbers, at least one.",
+            remedy="Give (n_samples,) or (n_leads, n_samples) numbers, time along the last.",
         )
     if not _LOWEST_HZ <= fs_hz < np.inf:
         raise InputError(
@@ -304,4 +306,5 @@ def _index(found: dict[str, Signal], known_s: Signal) -> Signal:
         index = index / (1 + np.maximum(np.nan_to_num(found[name]), 0) / half)
     unread = np.where(known_s >= _BEATS_DUE_S, 0.0, 1.0)
     agreement = np.where(np.isnan(found["agreement"]), unread, found["agreement"])
-    return index * np.clip(agreement, 0, 1) ** 2
+    index = index * np.clip(agreement, 0, 1) ** 2
+    return np.where(known_s >= _READABLE_S, index, 0.0)

@@ -22,29 +22,38 @@ from scipy.signal import butter, sosfiltfilt, welch
 from scipy.stats import kurtosis, skew
 
 from tsfm.errors import InputError
-from tsfm.signals.beats import find_r_peaks
+from tsfm.signals.beats import find_r_peaks, measured_throughout
 from tsfm.signals.row_correlation import row_correlation
 
 Signal = npt.NDArray[np.float64]
 
 _BEFORE_S, _AFTER_S = 0.30, 0.40
 _SHORTEST_S = 2.0
+_LOWEST_HZ = 50.0
+_MOVES = 1e-9  # of the largest value: a smaller span is rounding, in which beats would be found
 
 
 def rhythm_features(ecg: npt.ArrayLike, *, fs_hz: float) -> dict[str, float]:
     """Features of one record.
 
     Args:
-        ecg: (n_samples,) one lead in any unit; its gaps are bridged by straight lines here.
-        fs_hz: Sampling rate.
+        ecg: (n_samples,) one lead in any unit; its gaps are bridged by straight lines here, and an
+            interval over a gap in which a beat could be is none.
+        fs_hz: Sampling rate, 50 Hz or more.
 
     Returns:
-        Name to value; always the same names, NaN where it can't be told.
+        Name to value; always the same names, NaN where it can't be told. A lead that does not move
+        has no beats.
 
     Raises:
-        InputError: Not one lead, or shorter than two seconds.
+        InputError: Not one lead, shorter than two seconds, or a rate too low.
     """
     lead = np.asarray(ecg, np.float64)
+    if not _LOWEST_HZ <= fs_hz < np.inf:
+        raise InputError(
+            f"{fs_hz:g} samples a second are too few for a rhythm", code="bad_sampling_rate",
+            place="fs_hz", remedy=f"Give the rate of the record, {_LOWEST_HZ:g} Hz or more.",
+        )  # fmt: skip
     if lead.ndim != 1 or len(lead) < _SHORTEST_S * fs_hz or not np.isfinite(lead).any():
         raise InputError(
             f"a signal of shape {lead.shape} is no record of one lead", code="bad_signal_shape",
@@ -54,10 +63,12 @@ def rhythm_features(ecg: npt.ArrayLike, *, fs_hz: float) -> dict[str, float]:
     lead = np.interp(np.arange(len(lead)), np.flatnonzero(there), lead[there])
     band = butter(2, [0.5, min(40.0, 0.45 * fs_hz)], "band", fs=fs_hz, output="sos")
     clean = sosfiltfilt(band, lead)
-    peaks = find_r_peaks(clean, fs_hz=fs_hz)
+    moves = np.ptp(lead) > _MOVES * np.abs(lead).max()
+    peaks = find_r_peaks(clean, fs_hz=fs_hz) if moves else np.zeros(0, np.int64)
+    whole = measured_throughout(peaks, there, fs_hz=fs_hz)
     found = {"duration_s": len(lead) / fs_hz, "n_beats": float(len(peaks))}
-    found |= interval_features(np.diff(peaks) / fs_hz)
-    found |= _beat_features(clean, peaks, fs_hz)
+    found |= interval_features(np.diff(peaks)[whole] / fs_hz)
+    found |= _beat_features(clean, peaks, there, fs_hz)
     found |= _signal_features(lead, clean, peaks, fs_hz)
     return found
 
@@ -67,8 +78,16 @@ def interval_features(rr_s: npt.ArrayLike) -> dict[str, float]:
 
     Args:
         rr_s: (n,) seconds, in order.
+
+    Raises:
+        InputError: `bad_intervals`.
     """
     rr = np.asarray(rr_s, np.float64)
+    if rr.ndim != 1 or not (np.isfinite(rr) & (rr > 0)).all():
+        raise InputError(
+            "intervals that are no lengths of time", code="bad_intervals", place="rr_s",
+            remedy="Give (n,) seconds above 0, without those that are not known.",
+        )  # fmt: skip
     names = [
         "rr_median", "rr_mean", "rr_min", "rr_max", "rr_cv", "rr_iqr", "rr_mad", "rmssd",
         "rmssd_relative", "pnn50", "pnn20", "pnn10_relative", "sd1", "sd2", "sd1_sd2", "entropy",
@@ -151,7 +170,9 @@ def _two_clusters(relative: Signal) -> float:
     return float(1 - within / max(((relative - relative.mean()) ** 2).sum(), 1e-12))
 
 
-def _beat_features(clean: Signal, peaks: npt.NDArray, fs_hz: float) -> dict[str, float]:
+def _beat_features(
+    clean: Signal, peaks: npt.NDArray, there: npt.NDArray[np.bool_], fs_hz: float
+) -> dict[str, float]:
     names = [
         "likeness_mean", "likeness_sd", "likeness_min", "share_unlike", "size_cv", "qrs_width",
         "qrs_width_sd", "area_up", "p_height", "p_likeness", "p_power", "p_area", "t_height",
@@ -176,7 +197,8 @@ def _beat_features(clean: Signal, peaks: npt.NDArray, fs_hz: float) -> dict[str,
     p_median = np.median(p, 0)
     width = (np.abs(cut[:, qrs]) > 0.3 * np.abs(cut[:, qrs]).max(1, keepdims=True)).mean(1)
     t_part = median[before + round(0.12 * fs_hz) :]
-    tq, tq_all = _quiet_power(clean, peaks, fs_hz)
+    whole = measured_throughout(peaks, there, fs_hz=fs_hz)
+    tq, tq_all = _quiet_power(clean, peaks, whole, fs_hz)
     rr = np.diff(peaks)
     early = np.concatenate([[False], rr < 0.85 * np.median(rr)])
     values = [
@@ -192,10 +214,14 @@ def _beat_features(clean: Signal, peaks: npt.NDArray, fs_hz: float) -> dict[str,
     return dict(zip(names, map(float, values), strict=True))
 
 
-def _quiet_power(clean: Signal, peaks: npt.NDArray, fs_hz: float) -> tuple[float, float]:
+def _quiet_power(
+    clean: Signal, peaks: npt.NDArray, whole: npt.NDArray[np.bool_], fs_hz: float
+) -> tuple[float, float]:
     """Share of power at 4-10 Hz, and deviation, of what lies between T and Q waves."""
     parts = []
-    for a, b in pairwise(peaks):
+    for (a, b), measured in zip(pairwise(peaks), whole, strict=True):
+        if not measured:
+            continue
         start = a + round(min(0.42 * fs_hz, 0.6 * (b - a)))
         stop = b - round(0.07 * fs_hz)
         if stop - start > 0.15 * fs_hz:

@@ -16,6 +16,7 @@ The store cleans and resamples nothing and says nothing about a signal's quality
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -171,7 +172,7 @@ class SignalStore:
     def read_record(
         self,
         signal_id: str,
-        leads: Sequence[str] | None = None,
+        leads: Sequence[str] | str | None = None,
         *,
         start_s: float = 0.0,
         stop_s: float | None = None,
@@ -180,15 +181,25 @@ class SignalStore:
 
         Args:
             signal_id: Key of the record.
-            leads: Names, in any case; by default all that the record has. One that it does not have
-                is told by `present` and NaN.
+            leads: Names, or a single one, in any case; by default all that the record has. One that
+                it does not have is told by `present` and NaN.
             start_s: Start in seconds from the record's start.
             stop_s: End in seconds; a lead that ends before gives what it has.
 
         Raises:
-            InputError: No such record.
+            InputError: No such record, or a start or an end that is no number.
         """
+        if not math.isfinite(start_s) or (stop_s is not None and math.isnan(stop_s)):
+            raise InputError(
+                "a start or an end that is no number of seconds",
+                code="bad_time_range",
+                place="read_record",
+                remedy="Give seconds from the record's start; None for its end.",
+            )
+        if stop_s is not None and math.isinf(stop_s):
+            stop_s = None if stop_s > 0 else 0.0
         known = self._leads_of(signal_id)
+        leads = (leads,) if isinstance(leads, str) else leads
         asked = tuple(leads) if leads is not None else self.leads(signal_id)
         numbers = [_find_lead(known, name) for name in asked]
         reference = next((n for n in numbers if n is not None), next(iter(known.values())))
