@@ -8,9 +8,9 @@ Without `--test` the records of `--train` are scored in five folds of patients. 
 which has learned from simulated hearts and then from the same records as all, together with trees
 on what a cardiograph measures; all peers see the same records in the same run. `--out` keeps the
 predictions of each model and fold, so that a run that was stopped goes on. `--noise` also scores
-the same records with wander, muscle and electrode noise. Our encoder has met noise of these kinds
-on simulated hearts, and white noise and slow waves on these records; the peers have met none. The
-last line is one JSON object.
+the same records with wander, muscle and electrode noise. Our encoder and our trees have met noise
+of these kinds on the records that they learn from; the peers have met none. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ DEFAULT = Path(os.environ.get("TSFM_DATA", "../shared/data")) / "wfdb" / "ptb-xl
 N_FOLDS = 5
 SNR_DB = (24, 12, 6, 0, -6)
 TRAINING = SignalTraining(epochs=30)
-TUNING = SignalTraining(epochs=20, lr=5e-4)  # of an encoder that has learned from simulated hearts
+TUNING = SignalTraining(  # of an encoder that has learned from simulated hearts
+    epochs=20, lr=5e-4, muscle_mv=0.1, motion_mv=0.2
+)
 QUICK = SignalTraining(epochs=1)
 PEERS = ("lightgbm", "resnet", "xresnet1d101", "net1d", "s4")
 TAUGHT = "encoder, simulated first"

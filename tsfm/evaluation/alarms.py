@@ -264,7 +264,8 @@ def _watched(course: pl.DataFrame, stays: pl.DataFrame) -> pl.DataFrame:
     if ill or stays[END].null_count():
         raise InputError(
             "stays stand twice, have no end or end before they start", code="bad_stay",
-            place="stays", remedy="Give each stay once, with start_time and end_time; leave out those not over.",
+            place="stays",
+            remedy="Give each stay once, with start_time and end_time; leave out those not over.",
         )  # fmt: skip
     moments = course.filter(pl.col("settled")) if "settled" in course.columns else course
     over = pl.min_horizontal(END, EVENT)
