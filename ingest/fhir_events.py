@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 
 from tsfm import schema
-from tsfm.clock import HOUR_US, Clock, CodingDelay, Stamp
+from tsfm.clock import HOUR_US, LONGEST_DAY_US, Clock, CodingDelay, Stamp, to_us
 from tsfm.ingest.fhir_fields import Period, Reference
 from tsfm.ingest.fhir_references import ReferenceIndex, Stay
 
@@ -55,11 +56,16 @@ class StampCache(dict[str, Stamp]):
     A day's instants differ only by their time of day, so the costly part of reading is done once
     a day and offset; what is then looked up are two-digit words, which leaves no room for a stamp
     that the clock itself would refuse.
+
+    Attributes:
+        latest_us: See `note`; None before anything was read.
     """
 
     def __init__(self, clock: Clock) -> None:
         """Start empty."""
         super().__init__()
+        self.latest_us: int | None = None
+        self._now_us = to_us(datetime.now(UTC).replace(tzinfo=None))
         self._clock = clock
         self._days: dict[str, int] = {}  # date and offset to microseconds of its midnight
 
@@ -68,7 +74,19 @@ class StampCache(dict[str, Stamp]):
         if len(self) >= _MAX_STAMPS:
             self.clear()
         stamp = self[text] = self._clock.read(text)
+        self.note(stamp)
         return stamp
+
+    def note(self, stamp: Stamp | None) -> None:
+        """Keep the latest moment up to now that any stamp tells, to the day at least.
+
+        It is how far the source tells the patients' story. A month or a year says of no day in it
+        that anybody was watched then, and what becomes available later was not seen later.
+        """
+        if stamp is None or stamp.end_us - stamp.us > LONGEST_DAY_US:
+            return
+        if stamp.end_us <= self._now_us and (self.latest_us or stamp.end_us) <= stamp.end_us:
+            self.latest_us = stamp.end_us
 
     def interval(self, text: str) -> tuple[int, int]:
         """Start and end of what a stamp may mean, as `tsfm.clock.Stamp` without the object.
@@ -91,6 +109,8 @@ class StampCache(dict[str, Stamp]):
                 if len(self._days) >= _MAX_STAMPS:
                     self._days.clear()
                 self._days[day] = us - time_of_day
+        if self.latest_us is None or us > self.latest_us:
+            self.note(Stamp(us, us))
         return us, us
 
 

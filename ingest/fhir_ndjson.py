@@ -18,14 +18,11 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import polars as pl
 
-from tsfm import codes, schema
 from tsfm.clock import Clock, CodingDelay, StampError, from_us
 from tsfm.errors import FormatError, InputError
 from tsfm.event_table import EventWriter
@@ -129,7 +126,7 @@ def ingest_fhir(
             survey.references.settle(reader)
             events = EventBatch(survey.references, reader, CodingDelay(coding_delay_hours))
             with _Bar(found, "writing events", progress) as bar:
-                used, ignored, latest_us = _write_events(survey, events, writer, bar)
+                used, ignored = _write_events(survey, events, writer, bar)
         finally:
             quarantine.close()
         summary.rows_read = dict(survey.read)
@@ -144,7 +141,7 @@ def ingest_fhir(
             clock=mode,
             module="fhir_ndjson",
             coding_delay_hours=coding_delay_hours,
-            data_as_of=_data_as_of(survey, reader, latest_us, is_mimic),
+            data_as_of=_data_as_of(survey, reader, events.stamps.latest_us, is_mimic),
             dates_shifted=is_mimic,
         )
         info = writer.finish(
@@ -194,15 +191,14 @@ def _check_arguments(
 
 def _write_events(
     survey: Survey, events: EventBatch, writer: EventWriter, bar: _Bar
-) -> tuple[Counter[str], Counter[str], int | None]:
-    """Second pass: rows used and ignored by type, and the latest moment of a fact up to today."""
+) -> tuple[Counter[str], Counter[str]]:
+    """Second pass: rows used and ignored by type."""
     table = [
         (name, msgspec.json.Decoder(struct).decode, _MAPPINGS[name])
         for name, struct in EVENT_TYPES.items()
     ]
     used = [0] * len(table)
     ignored = survey.ignored.copy()
-    latest: int | None = None
     for _, mark, raw, full_url, block, index in survey.rows(bar.read, bar.advance):
         if mark == COPY:
             quarantine_row(survey.quarantine, "duplicate_resource", raw, block, index, kind_of(raw))
@@ -224,31 +220,12 @@ def _write_events(
         else:
             quarantine_row(survey.quarantine, outcome, raw, block, index, kind)
         if len(events.codes) >= _BATCH_EVENTS:
-            latest = _flush(events, writer, latest)
-    latest = _flush(events, writer, latest)
+            writer.add(events.take())
+    writer.add(events.take())
     counts = Counter({name: n for (name, _, _), n in zip(table, used, strict=True) if n})
     if survey.n_bundles:
         counts["Bundle"] = survey.n_bundles
-    return counts, ignored, latest
-
-
-def _flush(events: EventBatch, writer: EventWriter, latest: int | None) -> int | None:
-    """Write what was collected; give the latest moment of which a fact was recorded.
-
-    When a fact was known may be later than anything that was seen: the end of a year, or of a
-    coding delay. Nobody was watched until then.
-    """
-    frame = events.take()
-    writer.add(frame)
-    now = datetime.now(UTC).replace(tzinfo=None)
-    vague = pl.col(schema.SUBJECT_ID).is_in(list(events.references.vague_deaths))
-    seen = frame.filter(~(vague & (pl.col(schema.CODE) == codes.DEATH))).select(
-        pl.min_horizontal(schema.TIME, schema.AVAILABLE_TIME).alias("at")
-    )["at"]
-    newest = seen.filter(seen <= now).cast(pl.Int64).max()
-    if not isinstance(newest, int):
-        return latest
-    return newest if latest is None else max(newest, latest)
+    return counts, ignored
 
 
 def _check_share(summary: IngestSummary, src: str | Path, max_quarantined: float) -> None:

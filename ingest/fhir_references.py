@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tsfm import codes
-from tsfm.clock import HOUR_US, Clock, Stamp, StampError
+from tsfm.clock import HOUR_US, LONGEST_DAY_US, Clock, Stamp, StampError
 from tsfm.ingest import fhir_fields as fields
 from tsfm.ingest.fhir_codes import first_code, has_code, is_mimic, profile_name
 from tsfm.ingest.fhir_fields import Reference, reference_key, stable_id
@@ -37,7 +37,6 @@ _MIMIC_KINDS = {
 }
 _ICU_NAME = re.compile(r"\b[A-Z]?[A-Z]?ICU\b|\bCCU\b|intensive|critical care|coronary care", re.I)
 _WEST = re.compile(r"-(0\d|1[0-2]):[0-5]\d")
-_LONGEST_DAY_US = 49 * HOUR_US  # a bare date, whatever zone it was written in
 _ICU_TYPES = ("ICU", "PEDICU", "PEDNICU", "CCU")
 
 
@@ -203,13 +202,14 @@ class ReferenceIndex:
                 # A Patient with an unreadable date is set aside for it in the second pass.
                 with suppress(StampError):
                     self.deaths[subject] = stamp = clock.read(death)
-                    if stamp.end_us - stamp.us > _LONGEST_DAY_US:
+                    if stamp.end_us - stamp.us > LONGEST_DAY_US:
                         self.vague_deaths.add(subject)
         for key, waiting in self._waiting.items():
             self._settle_period(self.stays[key], waiting, clock)
         hospital = {key for key, stay in self.stays.items() if stay.kind == HOSPITAL}
         for key, whole in self._wholes(hospital).items():
-            self._settle_kind(key, self._waiting[key], whole)
+            if whole is not None:
+                self._settle_kind(key, self._waiting[key], whole)
         self._settle_deaths()
         for key, (authored, request) in self._requests.items():
             self.orders[key] = (authored, self.medications.name(request))
@@ -229,20 +229,17 @@ class ReferenceIndex:
             found = max(found, int(offset[1:3]) * HOUR_US + int(offset[4:]) * HOUR_US // 60)
         return found
 
-    def _wholes(self, hospital: set[str]) -> dict[str, str]:
-        """Of every hospital stay, the stay that it is a part of, or "".
+    def _wholes(self, hospital: set[str]) -> dict[str, str | None]:
+        """Of every hospital stay, the stay that it is a part of, or ""; None if that can't be.
 
         What can't hold a part is no whole: a stay of another patient, one that did not happen or
         whose period can't be used, or one that is in the end a part of this one. Else an admission
         would be lost with it.
         """
-        wholes: dict[str, str] = {}
+        wholes: dict[str, str | None] = {}
         for key in hospital:
             whole = self._resolve(self._waiting[key].part_of, "Encounter", hospital)
-            if whole and not self._can_hold(whole, key):
-                self.parts_of_nothing += 1
-                whole = ""
-            wholes[key] = whole
+            wholes[key] = whole if not whole or self._can_hold(whole, key) else None
         for key in sorted(hospital):
             seen = {key}
             above = wholes[key]
@@ -250,8 +247,8 @@ class ReferenceIndex:
                 seen.add(above)
                 above = wholes[above]
             if above == key:
-                self.parts_of_nothing += 1
-                wholes[key] = ""
+                wholes[key] = None
+        self.parts_of_nothing = sum(whole is None for whole in wholes.values())
         return wholes
 
     def _can_hold(self, whole: str, part: str) -> bool:
@@ -289,6 +286,7 @@ class ReferenceIndex:
         A stamp that is wider than a day says of no stay that it was the last one.
         """
         last: dict[int, Stay] = {}  # of the stays that the day of death falls into, by subject
+        said: set[int] = set()  # subjects of whom one of these says that it ended in death
         for stay in self.stays.values():
             subject = self.subject(stay.subject)
             if stay.kind != HOSPITAL or subject is None or stay.start is None or stay.end is None:
@@ -298,15 +296,18 @@ class ReferenceIndex:
             death = self.deaths.get(subject)
             if death is None or subject in self.vague_deaths:
                 continue
-            within = death.us <= stay.end.end_us and death.end_us >= stay.start.us
+            if death.us > stay.end.end_us or death.end_us < stay.start.us:
+                continue
+            if _says_died(stay):
+                said.add(subject)
             other = last.get(subject)
-            if within and (other is None or _order(stay) > _order(other)):
+            if other is None or _order(stay) > _order(other):
                 last[subject] = stay
         for subject, stay in last.items():
-            if stay.disposition is None and subject not in self.died_at:
+            if stay.disposition is None and subject not in said:
                 assert stay.end is not None
                 stay.disposition = codes.DIED
-                self.died_at[subject] = [stay.end.end_us]
+                self.died_at.setdefault(subject, []).append(stay.end.end_us)
 
     def _says_icu(self, ward: Reference) -> bool:
         key = self._resolve(ward.reference, "Location", self.wards)

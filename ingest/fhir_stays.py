@@ -49,6 +49,7 @@ def add_patient(row: Patient, events: EventBatch) -> str:
         death = events.references.deaths.get(subject)
         if death is None:
             return "bad_time"
+        events.stamps.note(death)
         # A died-in-hospital discharge within the stamp's interval is more exact than the stamp.
         discharges = events.references.died_at.get(subject, ())
         within = [end for end in discharges if death.us <= end <= death.end_us]
@@ -84,6 +85,8 @@ def add_encounter(row: Encounter, events: EventBatch) -> str:
         return stay.problem
     if stay.start is None:
         return "no_time"
+    events.stamps.note(stay.start)
+    events.stamps.note(stay.end)
     _add_bounds(row, class_code, subject, stay, events)
     service = first_code(row.service_type)
     if service:

@@ -100,11 +100,15 @@ class PpgEncoderDirectory:
         own_hz = self.segments.fs_hz
         if not abs(fs_hz - own_hz) <= 1e-3 * own_hz:
             rate_ratio(fs_hz, own_hz)  # refuses what is no rate, without segments as well
-        if len(samples) and abs(fs_hz - own_hz) > 1e-3 * own_hz:
-            values, known = to_grid(samples, fs_hz=fs_hz, grid_hz=own_hz)
-            samples = torch.where(known, values, torch.nan)
-        parts = [self.encoder(standardise(part)) for part in samples.split(batch_size)]
-        return torch.cat(parts).numpy() if parts else np.zeros((0, 256), np.float32)
+        if not len(samples):
+            return np.zeros((0, 256), np.float32)
+        parts = []
+        for part in samples.split(batch_size):
+            if abs(fs_hz - own_hz) > 1e-3 * own_hz:
+                values, known = to_grid(part, fs_hz=fs_hz, grid_hz=own_hz)
+                part = torch.where(known, values, torch.nan)
+            parts.append(self.encoder(standardise(part)))
+        return torch.cat(parts).numpy()
 
 
 def save_ppg_encoder(

@@ -38,7 +38,8 @@ _KAISER = 5.0
 _LEAST_KNOWN = 0.6  # share of a point's kernel, near its middle, that must have been measured
 _FINEST = 100_000  # denominator of a ratio of rates: a day drifts by less than a sample
 _LONGEST_PERIOD = 128  # points; beyond it a table of weights is larger than what it saves
-_BLOCK = 4096  # points whose own weights are worked out together
+_BLOCK = 4096  # points whose own weights are worked out together, at most
+_MOST_COPIED = 2**24  # samples that are copied for them
 MIN_HZ, MAX_HZ = 50.0, 4000.0
 
 
@@ -215,8 +216,10 @@ class GridStream:
         fs_hz, grid_hz = self._rates
         up, down = self._ratio.numerator, self._ratio.denominator
         offsets = torch.arange(-self._reach, self._reach + 1, dtype=torch.float64)
+        n_rows = self._held.shape[0] * self._held.shape[1]
+        block = max(1, min(_BLOCK, _MOST_COPIED // max(1, n_rows * len(offsets))))
         while self._n_points < stop:
-            last = min(stop, self._n_points + _BLOCK)
+            last = min(stop, self._n_points + block)
             moment = torch.arange(self._n_points, last) * up  # of each point, in samples / `down`
             at, since = moment // down, (moment % down).double() / down
             weights, near = _weigh((since.unsqueeze(1) - offsets) / fs_hz, fs_hz, grid_hz)

@@ -20,6 +20,8 @@ from tsfm.errors import InputError
 
 DAY_US = 86_400_000_000
 HOUR_US = 3_600_000_000
+LONGEST_DAY_US = 49 * HOUR_US
+"""No bare date means more than this, in whatever zone it was written."""
 _EPOCH = datetime(1970, 1, 1)
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 FIRST_YEAR, LAST_YEAR = 1850, 2300  # de-identified sources shift dates up to two centuries ahead

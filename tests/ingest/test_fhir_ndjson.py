@@ -344,6 +344,19 @@ def test_every_row_of_any_mix_is_used_ignored_or_set_aside(
     assert is_balanced(summary)
 
 
+def test_patients_are_watched_until_the_last_thing_that_was_recorded(ingest_rows) -> None:
+    code = {"coding": [{"system": "http://hl7.org/fhir/sid/icd-10-cm", "code": "I50.23"}]}
+    late = make("Condition", code=code, **OF_STAY, onsetDateTime="2005", recordedDate="2021-06-01")
+    summary, _, _ = ingest_rows(PATIENT, STAY, late)
+    assert any("data as of 2021-06-01T23:59:59" in note for note in summary.notes)
+
+
+def test_a_stay_whose_end_is_a_year_tells_of_no_day_of_it(ingest_rows) -> None:
+    stay = {**STAY, "id": "b", "period": {"start": "2020-03-01T10:00:00Z", "end": "2020"}}
+    summary, _, _ = ingest_rows(PATIENT, STAY, stay)
+    assert any("data as of 2020-03-01T10:00:00" in note for note in summary.notes)
+
+
 @pytest.mark.parametrize("what", ["a year", "a coding delay"])
 def test_nobody_is_watched_beyond_the_last_moment_that_was_recorded(ingest_rows, what: str) -> None:
     code = {"coding": [{"system": "http://hl7.org/fhir/sid/icd-10-cm", "code": "I50.23"}]}

@@ -165,3 +165,25 @@ def test_a_bare_date_is_over_when_it_is_over_where_the_stays_are(ingest_rows) ->
     _, events, _ = ingest_rows({**PATIENT, "deceasedDateTime": "2022-06-12"}, stay)
     assert events["MEDS_DEATH"]["time"] == day("2022-06-13T04:30")
     assert "HOSPITAL_DISCHARGE//DIED" in events
+
+
+def test_a_stay_with_an_icu_is_not_lost_either(ingest_rows) -> None:
+    whole = {**STAY, "id": "whole", "status": "cancelled"}
+    part = {
+        **STAY,
+        "partOf": {"reference": "Encounter/whole"},
+        "location": [{"location": {"display": "Medical ICU"}}],
+    }
+    _, _, frame = ingest_rows(part, PATIENT, whole)
+    assert any(code.startswith("HOSPITAL_ADMISSION") for code in frame["code"])
+
+
+def test_what_an_earlier_stay_says_of_its_end_does_not_change_the_last_one(ingest_rows) -> None:
+    expired = {"dischargeDisposition": concept("x", "exp")}
+    stays = (
+        _stay("a", "2010-01-02T10:00:00Z", "2010-01-05T08:00:00Z", hospitalization=expired),
+        _stay("b", "2020-01-02T10:00:00Z", "2020-01-05T12:00:00Z"),
+    )
+    _, events, frame = ingest_rows({**PATIENT, "deceasedDateTime": "2020-01-05"}, *stays)
+    assert frame.filter(pl.col("code") == "HOSPITAL_DISCHARGE//DIED").height == 2
+    assert events["MEDS_DEATH"]["time"] == day("2020-01-05T12:00")

@@ -151,6 +151,8 @@ def test_figures_of_training_subjects_say_so_unless_others_are_asked_for(
     assert judged.note in judged._repr_html_()
     assert judged.as_dict()["note"] == judged.note
     assert judged.note in render_report(told, judged)
+    train = evaluate(replace(run, subset="train"), n_resamples=20).note
+    assert train.startswith("All judged stays are of subjects of the training split")
     for other in (
         replace(told, subset="held_out"),
         replace(run, manifest={"scored_by_split": {"held_out": 390}}),

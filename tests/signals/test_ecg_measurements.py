@@ -132,3 +132,8 @@ def test_a_rate_that_is_none_is_refused(fs_hz):
 def test_a_record_too_short_for_beats_has_the_same_names(n_samples):
     found = measure_ecg(_record()[:, :n_samples], fs_hz=250.0)
     assert math.isnan(found["qrs_s"])
+
+
+def test_leads_that_are_not_read_may_share_a_name() -> None:
+    signal = np.random.default_rng(0).normal(size=(2, 1000))
+    assert np.isnan(measure_ecg(signal, fs_hz=100, leads=["ECG", "ECG"])["r_I"])

@@ -86,6 +86,11 @@ def test_a_gap_within_an_uneven_rhythm_does_not_move_the_rate():
     assert heart_rate_bpm(gapped, 0, 40, gaps=[(10, 20)]) == pytest.approx(75, rel=0.02)
 
 
+def test_every_third_beat_missed_is_no_bigeminy():
+    beats = np.cumsum(np.append(0, np.tile([1.0, 2.0], 10)[:-1]))
+    assert heart_rate_bpm(beats, 0, 60) == pytest.approx(60)
+
+
 def test_variability_is_that_of_usual_beats():
     rng = np.random.default_rng(0)
     rr = 0.8 + 0.02 * rng.standard_normal(300)

@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Hashable, Mapping, Sequence
-from datetime import date
 from typing import Any
 
 import numpy as np
@@ -341,9 +340,11 @@ def _one_a_time(points: list[tuple[float, float]]) -> np.ndarray:
 
 
 def _ids(item_id: Hashable, n: int) -> pl.Series:
-    """A column of one id, of the type that polars has for it or of objects."""
-    plain = item_id is None or isinstance(item_id, str | int | float | date | np.generic)
-    return pl.Series([item_id] * n) if plain else pl.Series([item_id] * n, dtype=pl.Object)
+    """A column of one id, of the type that polars has for it, or of objects where it has none."""
+    try:
+        return pl.Series([item_id] * n)
+    except (TypeError, pl.exceptions.PolarsError):
+        return pl.Series([item_id] * n, dtype=pl.Object)
 
 
 def _number(value: Any) -> float:

@@ -225,6 +225,11 @@ def evaluate(
 
 def _seen_in_training(data: EvaluationData) -> str:
     """Whether the figures rest on subjects that the model may have learned from."""
+    if data.subset == schema.TRAIN:
+        return (
+            "All judged stays are of subjects of the training split, from whom the model may have "
+            "learned. Judge others: --split held_out."
+        )
     by_split: dict[str, int] = data.manifest.get("scored_by_split") or {}
     n_train = by_split.get(schema.TRAIN, 0) if data.subset is None else 0
     if not n_train:

@@ -94,8 +94,8 @@ class RunManifest:
         ended: UTC, ISO 8601.
         counts: What became of every stay.
         unknown_codes: How the vocabulary met the data.
-        data_as_of: Latest moment at which any fact of the data became available, on the data set's
-            clock; None where the data hold no time.
+        data_as_of: Until when the data tell the subjects' story, on the data set's clock: the
+            export's own time, or the last moment that was recorded. None where that is not known.
         outputs: File name to sha256 of what was written.
         scored_by_split: Scored stays by their subjects' split: of training subjects the model may
             know the outcome. Empty where a run was made before this was kept.

@@ -70,7 +70,9 @@ def measure_ecg(
             place="fs_hz", remedy=f"Give the rate of the record, {_LOWEST_HZ:g} Hz or more.",
         )  # fmt: skip
     row_of = {canonical_lead(name): i for i, name in enumerate(leads)}
-    if len(row_of) < len(leads):
+    if sum(canonical_lead(name) in STANDARD_LEADS for name in leads) > len(
+        row_of.keys() & set(STANDARD_LEADS)
+    ):
         raise InputError(
             "two leads have the same name", code="repeated_lead", place="leads",
             remedy="Give each lead once, under its own name.",

@@ -3,8 +3,10 @@
 The rate of a window is 60 over the mean of the intervals that are near their median: a missed beat
 doubles one interval, a false one splits one, and both fall out. In a bigeminy short and long
 intervals take turns, and the median is one of the two: where many would fall out and two successive
-intervals always take the same time, all are counted. An interval over a gap belongs to no beat:
-where `gaps` say that nothing was measured within it, it is left out as well.
+intervals always take the same time, all are counted; unless the long ones are twice the short ones,
+as where every third beat was missed. A second wave that is taken for a beat of its own each time
+looks like a bigeminy, and times alone can't tell it from one. An interval over a gap belongs to no
+beat: where `gaps` say that nothing was measured within it, it is left out as well.
 
 The variability measures follow the Task Force of 1996: SDNN, RMSSD and pNN50 are of intervals
 between usual beats, so those that come early, and the pauses after them, are left out with their
@@ -23,6 +25,7 @@ Times = npt.NDArray[np.float64]
 
 _LEAST, _MOST = 0.6, 1.6  # of the median interval: the ones that count in a rate
 _MANY, _EVEN = 0.2, 0.1  # share that would fall out; spread of two successive intervals together
+_DOUBLE = 0.15  # a long interval so near to twice the short one may be a missed beat
 _USUAL = 0.2  # an interval further than this share from the local median is no usual one
 _FEWEST = 3
 
@@ -111,6 +114,12 @@ def _takes_turns(first: npt.NDArray[np.int64], rr: Times) -> bool:
     if len(pairs) < _FEWEST:
         return False
     middle = float(np.median(pairs))
+    long = rr > middle / 2
+    if long.all() or not long.any():
+        return False
+    short = float(np.median(rr[~long]))
+    if abs(float(np.median(rr[long])) - 2 * short) < _DOUBLE * short:
+        return False  # every third beat may have been missed
     return float(np.mean(np.abs(pairs - middle) < _EVEN * middle)) > 1 - _MANY
 
 
