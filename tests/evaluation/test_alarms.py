@@ -202,3 +202,15 @@ def test_frames_that_do_not_fit_are_refused() -> None:
             choose_threshold(bad_course, bad_stays, 5.0)
     with pytest.raises(InputError, match="bad_budget"):
         choose_threshold(course, stays, 0.0)
+
+
+def test_a_risk_that_is_no_number_alarms_nobody() -> None:
+    course, stays = make_course([(1, 1, float("nan")), (1, 2, 0.1)]), make_stays([(1, 48, None)])
+    assert raise_alarms(course, stays, AlarmPolicy(0.9)).height == 0
+    assert choose_threshold(course, stays, 1.0).threshold == pytest.approx(0.1)
+
+
+def test_an_event_after_the_end_of_its_stay_is_refused() -> None:
+    course, stays = make_course([(1, 2, 0.9)]), make_stays([(1, 48, 72.0)])
+    with pytest.raises(InputError, match="bad_stay"):
+        report_alarms(course, stays, AlarmPolicy(0.5))

@@ -207,3 +207,27 @@ def test_questions_that_can_not_be_answered_are_refused() -> None:
     bad = make_scores(40).drop("probability")
     with pytest.raises(InputError, match="missing_column"):
         drift_table(events, events, reference_scores=bad, current_scores=bad)
+
+
+def test_sizes_do_not_leave_a_few_subjects_over() -> None:
+    def period(n_measured: int) -> pl.DataFrame:
+        events = make_events(100, n_codes=2, shares={"LAB//0//mg": 1.0, "LAB//1//mg": 1.0})
+        keep = (pl.col("code") != "LAB//1//mg") | (pl.col("subject_id") < n_measured)
+        return events.filter(keep)
+
+    found = drift_table(period(95), period(60))
+    row = found.filter((pl.col("kind") == "value") & (pl.col("name") == "LAB//1//mg"))
+    assert row.select("n_reference", "n_current").row(0) == (None, 60)
+
+
+def test_labels_may_be_numbers_and_no_others_than_nought_and_one() -> None:
+    events = make_events(50, n_codes=2)
+    scores = [make_scores(seed=seed) for seed in (0, 1)]
+    told = drift_table(events, events, reference_scores=scores[0], current_scores=scores[1])
+    for kind in (pl.Int64, pl.Float64):
+        same = [s.with_columns(pl.col("boolean_value").cast(kind)) for s in scores]
+        other = drift_table(events, events, reference_scores=same[0], current_scores=same[1])
+        assert other.equals(told)
+    odd = scores[0].with_columns(pl.lit(2).alias("boolean_value"))
+    with pytest.raises(InputError, match="bad_label"):
+        drift_table(events, events, reference_scores=odd, current_scores=scores[1])

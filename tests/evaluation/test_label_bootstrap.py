@@ -57,3 +57,10 @@ def test_scores_that_are_not_finite_are_refused():
         macro_auroc(y, p)
     with pytest.raises(InputError, match="both kinds"):
         macro_auroc(np.zeros((5, 2)), np.zeros((5, 2)))
+
+
+@pytest.mark.parametrize("label", [np.nan, 2.0])
+def test_a_label_that_is_not_known_is_no_negative(label: float) -> None:
+    y = np.array([[1.0], [0.0], [label]])
+    with pytest.raises(InputError, match="bad_label"):
+        macro_auroc(y, np.array([[0.8], [0.1], [0.9]]))

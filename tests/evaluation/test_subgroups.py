@@ -55,3 +55,20 @@ def test_a_group_of_one_class_has_no_auroc():
 def test_a_missing_column_is_named():
     with pytest.raises(InputError, match="race"):
         subgroup_table(scored(), ["race"])
+
+
+def test_a_hidden_group_can_not_be_had_by_subtraction():
+    def hidden(**sizes: int) -> set[str]:
+        groups = [group for group, n in sizes.items() for _ in range(n)]
+        n = len(groups)
+        frame = pl.DataFrame({
+            "subject_id": range(n), "boolean_value": [i % 2 == 0 for i in range(n)],
+            "predicted_boolean_probability": [0.5] * n, "sex": groups,
+        })  # fmt: skip
+        return set(subgroup_table(frame, ["sex"], n=5).filter("suppressed")["group"])
+
+    assert hidden(F=40, M=30) == set()
+    assert hidden(F=40, M=30, X=3) == {"X", "M"}
+    assert hidden(F=40, M=30, X=1, Y=1) == {"X", "Y", "M"}
+    assert hidden(F=40, M=30, X=6, Y=6) == {"X", "Y"}
+    assert hidden(F=3) == {"F"}

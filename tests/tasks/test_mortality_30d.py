@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tsfm import clock
+from tsfm.errors import InputError
 from tsfm.tasks.cohorts import Followup, label_of
 from tsfm.tasks.mortality_30d import MORTALITY_30D
 
@@ -81,3 +83,20 @@ def test_a_transferred_patient_is_asked_about_once(events_of: Any) -> None:
     cohort = MORTALITY_30D.find_cohort(events, COMPLETE, None)
     assert cohort["outcome"].to_list() == ["event", None]
     assert cohort["outcome_days"].to_list() == [8.0, None]
+
+
+def test_what_happens_to_be_known_of_later_is_no_answer(events_of: Any) -> None:
+    until = Followup("until", clock.to_us(after(10)))
+    for died in (12, 20):
+        (_, outcome, days), label = ask(events_of, 5, died, followup=until)
+        assert (outcome, days, label) == ("censored", 9.0, None)
+    assert ask(events_of, 5, 9, followup=until)[1] is True
+
+
+def test_labels_of_what_is_not_known_are_not_known() -> None:
+    outcome = pl.Series([None, "censored", "event", "event"], dtype=pl.String)
+    days = pl.Series([40.0, float("nan"), float("nan"), 3.0])
+    assert label_of(outcome, days, 30.0, "event").to_list() == [None, None, None, True]
+    assert label_of(outcome, days, 30.0, "none").to_list() == [None, None, None, False]
+    with pytest.raises(InputError, match="bad_outcome"):
+        label_of(pl.Series(["Event"]), pl.Series([40.0]), 30.0, "event")

@@ -198,7 +198,10 @@ def timelines(draw):
 
 
 def oracle(pairs, to, death_hour, watched_hour, base):
-    """Merge, exclude and label with plain loops over hours; deaths are at half past."""
+    """Merge, exclude and label with plain loops over hours; deaths are at half past.
+
+    What comes after the end of follow-up is not known, though it is there.
+    """
     groups: list[list[int]] = []
     for index, (start, _) in enumerate(pairs):
         if groups:
@@ -219,10 +222,16 @@ def oracle(pairs, to, death_hour, watched_hour, base):
         if to[last] == "HOSPICE":
             continue
         out = pairs[last][1]
+        if watched_hour is not None and out > watched_hour:
+            continue
         back = pairs[groups[number + 1][0]][0] if number + 1 < len(groups) else None
-        if back is not None and (death_hour is None or back <= death_hour):
+        died = death_hour
+        if watched_hour is not None:
+            back = None if back is None or back > watched_hour else back
+            died = None if died is None or died > watched_hour else died
+        if back is not None and (died is None or back <= died):
             answers[last] = back - out <= 720
-        elif death_hour is not None or watched_hour is None:
+        elif died is not None or watched_hour is None:
             answers[last] = False
         else:
             answers[last] = False if watched_hour - out >= 720 else None

@@ -267,10 +267,16 @@ def _watched(course: pl.DataFrame, stays: pl.DataFrame) -> pl.DataFrame:
             place="stays",
             remedy="Give each stay once, with start_time and end_time; leave out those not over.",
         )  # fmt: skip
+    if (stays[EVENT] > stays[END]).any():
+        raise InputError(
+            "an event comes after the end of its stay", code="bad_stay", place="stays",
+            remedy="Alarms are judged by events within a stay: leave event_time empty.",
+        )  # fmt: skip
     moments = course.filter(pl.col("settled")) if "settled" in course.columns else course
     over = pl.min_horizontal(END, EVENT)
     return (
         moments.select(*STAY, schema.TIME, "probability")
+        .with_columns(pl.col("probability").fill_nan(None))
         .drop_nulls("probability")
         .join(stays.select(*STAY, over.alias("_over"), EVENT), on=STAY)
         .filter((pl.col(schema.TIME) >= pl.col(START)) & (pl.col(schema.TIME) < pl.col("_over")))

@@ -25,6 +25,7 @@ they could be counted out of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
@@ -222,10 +223,22 @@ def _value_rows(reference: pl.DataFrame, current: pl.DataFrame, fewest: int) -> 
         for frame in (reference, current)
     ]
     both = medians[0].join(medians[1], on=schema.CODE, how="full", coalesce=True, suffix="_now")
+    totals = [frame[schema.SUBJECT_ID].n_unique() for frame in (reference, current)]
     return [
-        _compare("value", code, np.array(before or []), np.array(now or []), fewest)
+        _without_rest(
+            _compare("value", code, np.array(before or []), np.array(now or []), fewest), totals
+        )
         for code, before, now in both.sort(schema.CODE).iter_rows()
     ]
+
+
+def _without_rest(row: _Row, totals: Sequence[int]) -> _Row:
+    """The row without a size that leaves a small one of the period's subjects over."""
+    for name, total in zip(("n_reference", "n_current"), totals, strict=True):
+        size = row[name]
+        if isinstance(size, int) and 0 < total - size < SMALLEST_CELL:
+            row = {**row, name: None}
+    return row
 
 
 def _compare(
@@ -266,6 +279,12 @@ def _calibration_row(reference: pl.DataFrame, current: pl.DataFrame, fewest: int
     from scipy.stats import norm
 
     known = [f.drop_nulls([PROBABILITY, schema.BOOLEAN_VALUE]) for f in (reference, current)]
+    if not all(f[schema.BOOLEAN_VALUE].cast(pl.Float64).is_in([0.0, 1.0]).all() for f in known):
+        raise InputError(
+            "labels other than true and false", code="bad_label", place=schema.BOOLEAN_VALUE,
+            remedy="Give Booleans, or 0 and 1.",
+        )  # fmt: skip
+    known = [f.with_columns(pl.col(schema.BOOLEAN_VALUE).cast(pl.Boolean)) for f in known]
     sizes = [frame[schema.SUBJECT_ID].n_unique() for frame in known]
     name = "in_the_large"
     # Events are what is counted: a shift told by three of them is no finding.

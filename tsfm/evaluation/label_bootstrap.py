@@ -24,7 +24,8 @@ def macro_auroc(y: ArrayLike, p: ArrayLike) -> float:
         p: (record, label) scores, higher for 1.
 
     Raises:
-        InputError: Shapes differ, a score is not finite, or no label has both kinds.
+        InputError: Shapes differ, a label is not 0 or 1, a score is not finite, or no label has
+            both kinds.
     """
     truth, score = _checked(y, p)
     return float(np.mean([auroc(t, s) for t, s in zip(truth.T, score.T, strict=True)]))
@@ -51,7 +52,13 @@ def paired_macro_difference(
 
 
 def _checked(y: ArrayLike, p: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    truth, score = np.asarray(y) == 1, np.asarray(p, np.float64)
+    label = np.asarray(y)
+    if not np.isin(label, (0, 1)).all():
+        raise InputError(
+            "labels other than 0 and 1", code="bad_label", place="macro_auroc",
+            remedy="Leave out records with a label that is not known.",
+        )  # fmt: skip
+    truth, score = label == 1, np.asarray(p, np.float64)
     if truth.ndim != 2 or truth.shape != score.shape or not np.isfinite(score).all():
         raise InputError(
             f"labels {truth.shape} and scores {score.shape} do not fit, or a score is not finite",

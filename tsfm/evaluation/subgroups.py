@@ -1,13 +1,13 @@
 """For whom the scores work: the same measures by group, small cells left out.
 
-A cell of fewer than eleven subjects is named but shows no figure, not its size either. Where just
-one group of a column is that small, its size could be had by subtraction; readers who publish the
-table should leave out the next smallest group too.
+A cell of fewer than eleven subjects is named but shows no figure, not its size either. Where the
+hidden groups of a column are one, or hold fewer than eleven subjects together, their size could be
+had by subtraction: the next smallest groups are hidden with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -67,15 +67,27 @@ def subgroup_table(
     rows: list[dict[str, object]] = []
     for column in columns:
         named = frame.with_columns(pl.col(column).cast(pl.String).fill_null("unknown").alias("_g"))
-        for (group,), part in sorted(named.group_by(["_g"]), key=lambda item: str(item[0][0])):
-            rows.append({"column": column, "group": group, **_measure(part, n, seed)})
+        parts = {str(group): part for (group,), part in named.group_by(["_g"])}
+        hidden = _hidden({g: p[schema.SUBJECT_ID].n_unique() for g, p in parts.items()})
+        for group, part in sorted(parts.items()):
+            told = {"suppressed": True} if group in hidden else _measure(part, n, seed)
+            rows.append({"column": column, "group": group, **told})
     return pl.DataFrame(rows, schema=_COLUMNS).fill_nan(None)
+
+
+def _hidden(sizes: Mapping[str, int]) -> set[str]:
+    """Groups without figures: small ones, and as many others as keep them from subtraction."""
+    order = sorted(sizes, key=lambda group: (sizes[group], group))
+    n_hidden = sum(size < SMALLEST_CELL for size in sizes.values())
+    while 0 < n_hidden < len(order) and (
+        n_hidden == 1 or sum(sizes[group] for group in order[:n_hidden]) < SMALLEST_CELL
+    ):
+        n_hidden += 1
+    return set(order[:n_hidden])
 
 
 def _measure(part: pl.DataFrame, n: int, seed: int) -> dict[str, object]:
     n_subjects = part[schema.SUBJECT_ID].n_unique()
-    if n_subjects < SMALLEST_CELL:
-        return {"suppressed": True}
     y = part[schema.BOOLEAN_VALUE].cast(pl.Float64).to_numpy()
     p = part[PROBABILITY].cast(pl.Float64).to_numpy()
     interval = bootstrap_interval(auroc, part[schema.SUBJECT_ID].to_numpy(), y, p, n, seed)

@@ -279,10 +279,7 @@ def _figures(data: EvaluationData, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _subgroup_tables(table: pl.DataFrame | None) -> list[Any]:
-    """One table a column; where one group alone is suppressed, the next smallest is too.
-
-    Otherwise the hidden group's size would be the total less the others.
-    """
+    """One table a column."""
     if table is None:
         return []
     headers = [
@@ -296,8 +293,6 @@ def _subgroup_tables(table: pl.DataFrame | None) -> list[Any]:
     found: list[Any] = []
     for (column,), part in table.group_by(["column"], maintain_order=True):
         hidden = set(part.filter("suppressed")["group"])
-        if len(hidden) == 1 and part.height > 1:
-            hidden.add(part.filter(~pl.col("suppressed")).sort("n_subjects")["group"][0])
         rows = [
             [row["group"], "not shown", *[""] * (len(headers) - 1)]
             if row["group"] in hidden

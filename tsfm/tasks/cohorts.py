@@ -107,8 +107,13 @@ def label_of(
         positive: `event` or `none`.
 
     Raises:
-        InputError: `positive` is another word.
+        InputError: `positive` or an outcome is another word.
     """
+    if strange := set(outcome.drop_nulls().unique()) - {"event", "competing", "none", "censored"}:
+        raise InputError(
+            f"{len(strange)} outcomes are none of event, competing, none and censored",
+            code="bad_outcome", place="label_of", remedy="Spell them so.",
+        )  # fmt: skip
     if positive not in ("event", "none"):
         raise InputError(
             "positive is neither event nor none", code="bad_positive", place="label_of"
@@ -120,9 +125,11 @@ def label_of(
         answer = (pl.col("outcome") == "event") & by_horizon
     else:
         answer = ~(happened & by_horizon)
-    frame = pl.DataFrame({"outcome": outcome, "days": outcome_days})
+    days = outcome_days.cast(pl.Float64).fill_nan(None)
+    frame = pl.DataFrame({"outcome": outcome, "days": days})
+    known = pl.col("outcome").is_not_null() & pl.col("days").is_not_null()
     return frame.select(
-        pl.when(watched).then(answer).otherwise(None).cast(pl.Boolean).alias("label")
+        pl.when(known & watched).then(answer).otherwise(None).cast(pl.Boolean).alias("label")
     )["label"]
 
 

@@ -52,7 +52,7 @@ def find_mortality_30d_cohort(
     else:
         until = pl.lit(clock.from_us(followup.until_us), dtype=pl.Datetime("us"))
         watched = days_between(at, until)
-    return (
+    found = (
         cohort.join(deaths, on=schema.SUBJECT_ID, how="left", maintain_order="left")
         .with_columns(
             outcome=pl.when("eligible").then(
@@ -67,6 +67,15 @@ def find_mortality_30d_cohort(
             ),
         )
         .select(cohort.columns)
+    )
+    if followup.until_us is None:
+        return found
+    # Nobody was watched after the end of follow-up: deaths that happen to be known would be the
+    # only answers there are.
+    late = (pl.col("outcome") == "event") & (pl.col("outcome_days") > watched)
+    return found.with_columns(
+        outcome=pl.when(late).then(pl.lit("censored")).otherwise("outcome"),
+        outcome_days=pl.when(late).then(watched.clip(0.0)).otherwise("outcome_days"),
     )
 
 

@@ -87,13 +87,19 @@ def find_readmission_cohort(
             reasons.append((disposition == value, name))
     counts = ~pl.col("start_type").is_in(PLANNED_TYPES).fill_null(False)
     returns = pl.when(counts).then("start_time") if rules.unplanned_only else pl.col("start_time")
-    returns_at, died_at = pl.col("_returns_at"), pl.col("death_time")
-    came_back = returns_at.is_not_null() & (died_at.is_null() | (returns_at <= died_at))
-    if followup.until_us is None:
-        watched_days = pl.lit(COMPLETE_DAYS)
-    else:
+    until = None
+    if followup.until_us is not None:
         until = pl.lit(clock.from_us(followup.until_us), dtype=pl.Datetime("us"))
-        watched_days = days_between(left, until)
+
+    def seen(moment: pl.Expr) -> pl.Expr:
+        """The moment, if it was watched: what is known of later would be known of some only."""
+        return moment if until is None else pl.when(moment <= until).then(moment)
+
+    returns_at, died_at = seen(pl.col("_returns_at")), seen(pl.col("death_time"))
+    came_back = returns_at.is_not_null() & (died_at.is_null() | (returns_at <= died_at))
+    watched_days = pl.lit(COMPLETE_DAYS) if until is None else days_between(left, until)
+    if until is not None:
+        reasons.append((left > until, "follow_up_ended_before_prediction_time"))
     episodes = (
         stays.filter("last")
         .sort(subject, "start_time", maintain_order=True)

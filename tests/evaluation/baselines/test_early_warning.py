@@ -219,3 +219,20 @@ def test_rows_come_once_in_the_order_asked(events_of: Any) -> None:
     assert found["subject_id"].to_list() == [2, 1, 1]
     assert found["news2"].to_list() == [0, 3, 0]
     assert found["n_missing"].to_list() == [6, 6, 7]
+
+
+def test_parts_of_the_coma_scale_told_later_outdo_a_total(events_of: Any) -> None:
+    total = (1, NOW - 3 * HOUR, COMA, 15.0)
+    parts = [(1, NOW - HOUR, f"LAB//{item}//UNK", v)
+             for item, v in (("220739", 1.0), ("223900", 1.0), ("223901", 4.0))]  # fmt: skip
+    assert news2_scores(events_of([total, *parts]), asked(1))["news2_consciousness"][0] == 3
+    early = [(1, NOW - 5 * HOUR, code, v) for _, _, code, v in parts]
+    assert news2_scores(events_of([*early, total]), asked(1))["news2_consciousness"][0] == 0
+
+
+def test_oxygen_that_was_stopped_later_does_not_count(events_of: Any) -> None:
+    share, stopped = (1, NOW - 3 * HOUR, OXYGEN, 50.0), (1, NOW - HOUR, FLOW, 0.0)
+    assert news2_scores(events_of([share, stopped]), asked(1))["news2_oxygen"].to_list() == [0]
+    again = (1, NOW, OXYGEN, 40.0)
+    found = news2_scores(events_of([share, stopped, again]), asked(1))
+    assert found["news2_oxygen"].to_list() == [2]

@@ -151,3 +151,13 @@ def test_one_row_for_each_prediction_time_in_the_order_asked(events_of, cohort_o
         found = score(events, cohort)
         assert found["subject_id"].to_list() == [2, 1, 1, 9]
         assert found.null_count().sum_horizontal().item() == 0
+
+
+def test_values_of_other_units_are_converted_or_missing(events_of, cohort_of):
+    rows = [(1, IN, "LAB//LOINC//718-7//mmol/L", 8.7), (2, IN, "LAB//LOINC//718-7//g/l", 90.0),
+            (3, IN, "LAB//LOINC//718-7//%", 9.0), (4, IN, "LAB//LOINC//718-7", 9.0),
+            (5, IN, "LAB//LOINC//718-7//g/dL", 9.0),
+            (5, IN + timedelta(hours=1), "LAB//LOINC//718-7//g/dL", float("nan"))]  # fmt: skip
+    found = hospital_scores(events_of(rows), cohort_of([(s, IN, OUT) for s in range(1, 6)]))
+    assert found["hospital_hemoglobin"].to_list() == [0, 1, 0, 1, 1]
+    assert found["n_missing_labs"].to_list() == [1, 1, 2, 1, 1]

@@ -153,7 +153,13 @@ def _components(events: pl.DataFrame, asked: pl.DataFrame) -> pl.DataFrame:
     share = pl.when(share <= 1).then(share * 100).otherwise(share)  # eICU writes either
     signs = (share > _ROOM_AIR, pl.col("oxygen_flow") > 0)
     told = pl.any_horizontal([sign.is_not_null() for sign in signs])
-    on_oxygen = pl.when(told).then(pl.any_horizontal([sign.fill_null(False) for sign in signs]))
+    at = (pl.col("oxygen_share_at"), pl.col("oxygen_flow_at"))
+    # The later of the two tells, and either where they are of one moment.
+    newest = [
+        sign.fill_null(False) & (mine >= other).fill_null(True)
+        for sign, mine, other in zip(signs, at, at[::-1], strict=True)
+    ]
+    on_oxygen = pl.when(told).then(pl.any_horizontal(newest))
     return found.with_columns(
         *whole,
         (pl.col("pulse") + 0.5).floor().alias("pulse"),
@@ -165,11 +171,17 @@ def _components(events: pl.DataFrame, asked: pl.DataFrame) -> pl.DataFrame:
 
 def _consciousness() -> pl.Expr:
     """Level of the later of AVPU and the coma scale."""
-    parts = [pl.col(f"gcs_{part}") for part in ("eye", "verbal", "motor")]
-    total = pl.coalesce("gcs", parts[0] + parts[1] + parts[2])
-    at = pl.coalesce(
-        "gcs_at", pl.max_horizontal([f"gcs_{p}_at" for p in ("eye", "verbal", "motor")])
+    names = ("eye", "verbal", "motor")
+    parts = [pl.col(f"gcs_{part}") for part in names]
+    added, all_at = (
+        parts[0] + parts[1] + parts[2],
+        pl.min_horizontal([f"gcs_{p}_at" for p in names]),
     )
+    # Parts that were all told after the total are the later finding.
+    later = added.is_not_null() & (pl.col("gcs").is_null() | (all_at > pl.col("gcs_at")))
+    total = pl.when(later).then(added).otherwise("gcs")
+    newest = pl.max_horizontal([f"gcs_{p}_at" for p in names])
+    at = pl.when(later).then(newest).otherwise("gcs_at")
     level = (
         pl.when(total >= 15)
         .then(ALERT)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from tsfm import codes, schema
+from tsfm import codes, schema, units
 from tsfm.evaluation.baselines.lace import (
     acute_admissions,
     asked_of,
@@ -30,7 +30,12 @@ HEMOGLOBIN = ("718-7", "51222", "220228")
 """LOINC, and MIMIC's laboratory and chart items."""
 SODIUM = ("2951-2", "2947-0", "50983", "220645")
 
-_GRAMS_PER_DECILITRE = {"g/L": 0.1}  # factor to g/dL of units other than g/dL
+# Factors to g/dL and mmol/L; a haemoglobin in mmol/L is that of its monomer, 16.114 g/mmol. A value
+# in any other unit can't be read, and counts as missing.
+_FACTORS = {
+    "hemoglobin": {"g/dL": 1.0, "g/L": 0.1, "mmol/L": 1.6114},
+    "sodium": {"mmol/L": 1.0, "meq/L": 1.0},
+}
 _KEYS = [schema.SUBJECT_ID, schema.PREDICTION_TIME]
 
 
@@ -97,23 +102,32 @@ def hospital_scores(events: pl.DataFrame, cohort: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _factor(code: str, items: tuple[str, ...], name: str) -> float | None:
+    """From the unit of a code to the score's; 1 where no unit is told, None where it is unknown."""
+    unit = code.split(codes.SEPARATOR)[-1]
+    if unit in items or unit == codes.UNKNOWN:
+        return 1.0
+    spelled = units.spelling(unit) or ""
+    return _FACTORS[name].get(spelled)
+
+
 def _last_value(
     events: pl.DataFrame, asked: pl.DataFrame, items: tuple[str, ...], name: str
 ) -> pl.DataFrame:
     """Latest value in the stay among those available, with its prediction time."""
     parts = pl.col(schema.CODE).str.split(codes.SEPARATOR)
-    factor = parts.list.last().replace_strict(
-        _GRAMS_PER_DECILITRE, default=1.0, return_dtype=pl.Float64
+    own = events.filter(
+        in_class(codes.LAB)
+        & pl.col(schema.NUMERIC_VALUE).is_finite()
+        & (parts.list.set_intersection(list(items)).list.len() > 0)
     )
-    values = (
-        events.filter(in_class(codes.LAB) & pl.col(schema.NUMERIC_VALUE).is_not_null())
-        .filter(parts.list.set_intersection(list(items)).list.len() > 0)
-        .select(
-            schema.SUBJECT_ID,
-            schema.TIME,
-            pl.coalesce(schema.AVAILABLE_TIME, schema.TIME).alias("_known"),
-            (pl.col(schema.NUMERIC_VALUE).cast(pl.Float64) * factor).alias(name),
-        )
+    factors = {code: _factor(code, items, name) for code in own[schema.CODE].unique()}
+    factor = pl.col(schema.CODE).replace_strict(factors, default=None, return_dtype=pl.Float64)
+    values = own.filter(factor.is_not_null()).select(
+        schema.SUBJECT_ID,
+        schema.TIME,
+        pl.coalesce(schema.AVAILABLE_TIME, schema.TIME).alias("_known"),
+        (pl.col(schema.NUMERIC_VALUE).cast(pl.Float64) * factor).alias(name),
     )
     return (
         asked.join(values, on=schema.SUBJECT_ID)
