@@ -222,8 +222,6 @@ def oracle(pairs, to, death_hour, watched_hour, base):
         if to[last] == "HOSPICE":
             continue
         out = pairs[last][1]
-        if watched_hour is not None and out > watched_hour:
-            continue
         back = pairs[groups[number + 1][0]][0] if number + 1 < len(groups) else None
         died = death_hour
         if watched_hour is not None:

@@ -98,8 +98,6 @@ def find_readmission_cohort(
     returns_at, died_at = seen(pl.col("_returns_at")), seen(pl.col("death_time"))
     came_back = returns_at.is_not_null() & (died_at.is_null() | (returns_at <= died_at))
     watched_days = pl.lit(COMPLETE_DAYS) if until is None else days_between(left, until)
-    if until is not None:
-        reasons.append((left > until, "follow_up_ended_before_prediction_time"))
     episodes = (
         stays.filter("last")
         .sort(subject, "start_time", maintain_order=True)
