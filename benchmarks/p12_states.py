@@ -2,7 +2,9 @@
 
 The forecaster has learned from measurements alone what comes next in intensive care; nobody has
 told it who died. Here it reads the first 48 hours of each stay, and a logistic regression on the
-principal components of its states, one vector a variable, answers a question about the stay.
+principal components of its states, one vector a variable, answers a question about the stay. A
+variable that was never measured has a state too, which `Forecaster.embed` does not give: it answers
+for the series that are there.
 
 Its weights were trained on measurements of the public sets a and b. Where a fifth of these is the
 test, it has met their measurements, never their outcomes; of stays in other folders it has met

@@ -72,10 +72,10 @@ def _billing_times(
     if recorded is None and end is None:
         return None  # the stay lasts: nothing says when this became known
     if recorded is not None:
+        if begun:
+            return begun.us, recorded.end_us
         over = end is not None and end.end_us <= recorded.end_us
-        time = begun or (end if over else recorded)
-        assert time is not None
-        return time.us if time is not end else time.end_us, recorded.end_us
+        return end.end_us if end and over else recorded.us, recorded.end_us
     assert end is not None
     return begun.us if begun else end.end_us, events.delay.available_us(end.end_us)
 

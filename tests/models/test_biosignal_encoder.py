@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tsfm.errors import InputError
+from tsfm.models import signal_grid
 from tsfm.models.biosignal_encoder import (
     SLOTS,
     BiosignalConfig,
@@ -320,3 +321,14 @@ def test_a_finished_grid_has_no_more_points(fs_hz):
 def test_an_unknown_scan_is_refused():
     with pytest.raises(InputError, match="scan"):
         BiosignalConfig(scan="fast")
+
+
+def test_points_with_weights_of_their_own_are_the_same_in_blocks_of_any_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signal = torch.randn(3, 2, 900, generator=torch.Generator().manual_seed(0))
+    whole, there = signal_grid.to_grid(signal, fs_hz=62.4725, grid_hz=100.0)
+    monkeypatch.setattr(signal_grid, "_MOST_COPIED", 500)
+    parts, known = signal_grid.to_grid(signal, fs_hz=62.4725, grid_hz=100.0)
+    torch.testing.assert_close(parts, whole)
+    assert torch.equal(known, there)

@@ -73,6 +73,25 @@ def test_without_changes_a_crop_is_a_stretch_of_the_record():
     assert x.diff(dim=-1).sub(1).abs().max() == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.parametrize(("kind", "low", "high"), [("muscle", 20, 50), ("motion", 1, 10)])
+def test_bursts_lie_in_their_band_and_are_as_large_as_was_said(
+    kind: str, low: float, high: float
+) -> None:
+    still = {"lead_dropout": 0.0, "noise_mv": 0.0, "wander_mv": 0.0, "scale": 0.0, "speed": 0.0}
+    how = SignalTraining(**still, **{f"{kind}_mv": 0.5})
+    silence, known = torch.zeros(64, 2, 1000), torch.ones(64, 2, 1000, dtype=torch.bool)
+    x, _ = augment(silence, known, 1000, how, torch.Generator().manual_seed(0), grid_hz=100.0)
+    size = x.std(-1)
+    assert size.max() <= 0.5 + 1e-3
+    assert size.max() > 0.3
+    assert torch.allclose(size[:, 0], size[:, 1], atol=1e-3)  # leads differ in noise, not in size
+    assert (x[:, 0] - x[:, 1]).abs().max() > 0.1
+    power = torch.fft.rfft(x).abs().square().mean((0, 1))
+    hz = torch.fft.rfftfreq(1000, 0.01)
+    inside = (hz >= low - 1) & (hz <= high + 1)  # a burst widens its band a little
+    assert power[inside].sum() > 0.95 * power.sum()
+
+
 def test_a_checkpoint_goes_on_and_is_no_other_trainings(tmp_path):
     signal, label = _records()
     ask = {"fs_hz": 100, "leads": ("I", "II")}

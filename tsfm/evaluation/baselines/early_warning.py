@@ -173,10 +173,8 @@ def _consciousness() -> pl.Expr:
     """Level of the later of AVPU and the coma scale."""
     names = ("eye", "verbal", "motor")
     parts = [pl.col(f"gcs_{part}") for part in names]
-    added, all_at = (
-        parts[0] + parts[1] + parts[2],
-        pl.min_horizontal([f"gcs_{p}_at" for p in names]),
-    )
+    added = parts[0] + parts[1] + parts[2]
+    all_at = pl.min_horizontal([f"gcs_{p}_at" for p in names])
     # Parts that were all told after the total are the later finding.
     later = added.is_not_null() & (pl.col("gcs").is_null() | (all_at > pl.col("gcs_at")))
     total = pl.when(later).then(added).otherwise("gcs")
