@@ -78,7 +78,7 @@ def test_bursts_lie_in_their_band_and_are_as_large_as_was_said(
     kind: str, low: float, high: float
 ) -> None:
     still = {"lead_dropout": 0.0, "noise_mv": 0.0, "wander_mv": 0.0, "scale": 0.0, "speed": 0.0}
-    how = SignalTraining(**still, **{f"{kind}_mv": 0.5})
+    how = SignalTraining(**still, **{f"{kind}_mv": 0.5})  # pyright: ignore[reportArgumentType]
     silence, known = torch.zeros(64, 2, 1000), torch.ones(64, 2, 1000, dtype=torch.bool)
     x, _ = augment(silence, known, 1000, how, torch.Generator().manual_seed(0), grid_hz=100.0)
     size = x.std(-1)
