@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -200,8 +201,9 @@ def test_frames_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=code):
             choose_threshold(bad_course, bad_stays, 5.0)
-    with pytest.raises(InputError, match="bad_budget"):
-        choose_threshold(course, stays, 0.0)
+    for budget in (0.0, math.inf, math.nan):
+        with pytest.raises(InputError, match="bad_budget"):
+            choose_threshold(course, stays, budget)
 
 
 def test_a_risk_that_is_no_number_alarms_nobody() -> None:

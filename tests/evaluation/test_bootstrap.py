@@ -77,3 +77,11 @@ def test_a_thousand_resamples_of_ten_thousand_rows_take_seconds():
 def test_every_row_needs_a_subject():
     with pytest.raises(InputError, match="unequal_lengths"):
         bootstrap_interval(auroc, [1], [0, 1], [0.1, 0.2], 10)
+
+
+@pytest.mark.parametrize("level", [95, 0.0, 1.0, -0.5, math.nan])
+def test_a_coverage_is_a_share(level: float):
+    with pytest.raises(InputError, match="bad_level"):
+        bootstrap_interval(auroc, [1, 2], [0, 1], [0.1, 0.2], 10, level=level)
+    with pytest.raises(InputError, match="bad_level"):
+        paired_difference(auroc, [1, 2], [0, 1], [0.1, 0.2], [0.2, 0.1], 10, level=level)

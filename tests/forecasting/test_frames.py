@@ -7,6 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -147,6 +148,26 @@ def test_what_can_not_be_meant_is_refused(given: pl.DataFrame, options: Any, cod
 def test_a_step_that_can_not_be_read_is_refused(freq: Any) -> None:
     with pytest.raises(InputError) as caught:
         next_stamps([datetime(2024, 1, 1)], 2, freq)
+    assert code_of(caught) == "bad_freq"
+
+
+@pytest.mark.parametrize("kind", [datetime, date, pd.Timestamp])
+@pytest.mark.parametrize("freq", ["9000y", "99999999999d", "9" * 30 + "h", "150y", timedelta.max])
+def test_a_step_beyond_what_a_time_can_hold_is_refused(freq: Any, kind: Any) -> None:
+    start = kind(2024, 1, 1)
+    times = pd.date_range(start, periods=2, unit="ns") if kind is pd.Timestamp else [start]
+    if freq == "150y" and kind is not pd.Timestamp:
+        assert [stamp.year for stamp in next_stamps(times, 2, freq)] == [2174, 2324]
+        return
+    with pytest.raises(InputError) as caught:
+        next_stamps(times, 2, freq)
+    assert code_of(caught) == "bad_freq"
+
+
+@pytest.mark.parametrize("freq", [float("nan"), float("inf"), -1.0])
+def test_a_numeric_step_is_a_positive_number(freq: float) -> None:
+    with pytest.raises(InputError) as caught:
+        next_stamps([1.0, 2.0], 2, freq, time_unit="h")
     assert code_of(caught) == "bad_freq"
 
 

@@ -112,6 +112,15 @@ def test_missing_values_are_counted_and_move_only_the_clock() -> None:
     assert live.predict("a", [5])["predictions"].is_finite().all()
 
 
+@pytest.mark.parametrize("adaptive", ["x", np.nan, 0.0, -0.1, np.inf, True])
+def test_the_step_of_the_adaptive_calibration_is_a_positive_number(adaptive: Any) -> None:
+    made = forecaster("HR")
+    made.calibration = steps_calibration()
+    with pytest.raises(InputError) as caught:
+        made.live(adaptive=adaptive)
+    assert caught.value.code == "bad_step"
+
+
 def test_quantiles_that_adapt_cover_a_patient_whom_the_calibration_does_not_fit() -> None:
     made = forecaster("HR")
     rng = np.random.default_rng(0)

@@ -239,3 +239,11 @@ def test_a_covariate_without_a_finite_spread_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         SeriesRegressor(SMALL, time_unit="h").fit(X, np.arange(9.0))
     assert caught.value.code == "bad_covariate"
+
+
+@pytest.mark.parametrize("ridge", [-1.0, np.nan, np.inf])
+def test_a_penalty_below_zero_is_refused(ridge: float) -> None:
+    X = np.column_stack([np.arange(9.0), np.arange(9.0) % 2])
+    with pytest.raises(InputError) as caught:
+        SeriesRegressor(SMALL, time_unit="h", ridge=ridge).fit(X, np.arange(9.0))
+    assert caught.value.code == "bad_ridge"

@@ -16,6 +16,7 @@ stay is no longer watched.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -128,10 +129,11 @@ def choose_threshold(
             missing, stays that end before they start or stand twice.
     """
     watched = _watched(course, stays)
-    n_most = int(budget * _stay_days(stays).sum() / 100 + 1e-9) if budget > 0 else 0
-    if not budget > 0 or silence < timedelta(0):
+    usable = math.isfinite(budget) and budget > 0
+    n_most = int(budget * _stay_days(stays).sum() / 100 + 1e-9) if usable else 0
+    if not usable or silence < timedelta(0):
         raise InputError(
-            "the budget is not positive, or the silence is below zero", code="bad_budget",
+            "the budget is no positive number, or the silence is below zero", code="bad_budget",
             place="budget", remedy="Use for example 10 alarms per 100 patient-days.",
         )  # fmt: skip
     if watched.height == 0:

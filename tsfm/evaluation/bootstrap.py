@@ -56,11 +56,12 @@ def bootstrap_interval(
         p: Scores, shape (n_rows,).
         n: Resamples.
         seed: Of the draws.
-        level: Coverage.
+        level: Coverage, between 0 and 1.
 
     Raises:
-        InputError: Vectors of unequal length.
+        InputError: Vectors of unequal length, or a level that is no share.
     """
+    _check_level(level)
     labels, scores = check_pair(y, p)
     # Rows stay ordered by score through resampling, which makes a metric's own sort cheap.
     order = np.argsort(scores, kind="stable")
@@ -92,11 +93,12 @@ def paired_difference(
         p_other: Scores of the other, shape (n_rows,).
         n: Resamples.
         seed: Of the draws.
-        level: Coverage.
+        level: Coverage, between 0 and 1.
 
     Raises:
-        InputError: Vectors of unequal length.
+        InputError: Vectors of unequal length, or a level that is no share.
     """
+    _check_level(level)
     labels, first = check_pair(y, p)
     _, second = check_pair(y, p_other)
     order = np.arange(len(labels))
@@ -125,6 +127,14 @@ def _resamples(
         drawn = generator.integers(0, len(subjects), len(subjects))
         times = np.bincount(drawn, minlength=len(subjects))
         yield np.repeat(rows, times[row_subject])
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise InputError(
+            "a coverage lies between 0 and 1", code="bad_level", place="level",
+            remedy="Give a share, such as 0.95 for 95 %.",
+        )  # fmt: skip
 
 
 def _interval(value: float, values: list[float], level: float) -> Interval:

@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from tsfm.errors import InputError, TsfmError
@@ -84,8 +85,8 @@ def site_robustness(
         seed: Of resamples and folds.
 
     Raises:
-        InputError: Shapes that do not fit, values that are no numbers, a single site or outcome, or
-            no row besides a subject's own.
+        InputError: Shapes that do not fit, values that are no numbers or missing, or a single site
+            or outcome.
     """
     x, labels, places, owners = _check(embedding, outcome, site, subject_ids)
     neighbours = nearest_neighbours(x, owners, n_neighbours)
@@ -236,6 +237,13 @@ def _check(
             "the embedding is no finite matrix with an outcome, a site and a subject for each row",
             code="bad_embedding", place="embedding", remedy="Give one value of each for every row.",
         )  # fmt: skip
+    for what, column in zip(("outcome", "site", "subject_ids"), columns, strict=True):
+        # A missing one would be a class, or a hospital, of its own.
+        if pl.Series(column, strict=False).is_null().any() or bool(np.any(column != column)):
+            raise InputError(
+                "a row has none", code="missing_value", place=what,
+                remedy="Leave rows without outcome, site or subject out.",
+            )  # fmt: skip
     labels, places, owners = (np.unique(c, return_inverse=True)[1] for c in columns)
     for what, found in (("outcome", labels), ("site", places)):
         if found.max(initial=0) == 0:

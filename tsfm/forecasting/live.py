@@ -63,7 +63,7 @@ class LiveForecaster:
         n_late: Points that came after a later one of their series.
 
     Raises:
-        InputError: `adaptive` without a calibration, or an unknown unit.
+        InputError: `adaptive` without a calibration or no positive number, or an unknown unit.
     """
 
     def __init__(
@@ -76,6 +76,12 @@ class LiveForecaster:
             raise InputError(
                 "adaptive quantiles start from a calibration, and there is none",
                 code="no_calibration", place="adaptive", remedy="Call calibrate() or fit() first.",
+            )  # fmt: skip
+        real = isinstance(adaptive, int | float) and not isinstance(adaptive, bool)
+        if adaptive is not None and not (real and 0 < adaptive < math.inf):
+            raise InputError(
+                "the step of the adaptive calibration is no positive number", code="bad_step",
+                place="adaptive", remedy="Give a small share of a spread, such as 0.05.",
             )  # fmt: skip
         self._model, self._known = model, tuple(variables)
         self._covariates, self._calibration = tuple(covariates), calibration

@@ -14,6 +14,7 @@ Needs the extra `baselines` (scikit-learn).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,9 +107,15 @@ class SeriesRegressor(RegressorMixin, BaseEstimator):
             y: Values, (n_samples,).
 
         Raises:
-            InputError: A column is not there, times have no unit, or there is no model.
+            InputError: A column is not there, times have no unit, the ridge is below zero, or
+                there is no model.
             ValueError: `X` or `y` is not as scikit-learn asks for: shapes, NaN, infinite, sparse.
         """
+        if not 0 <= self.ridge < math.inf:
+            raise InputError(
+                "the penalty of the covariates is below zero or infinite", code="bad_ridge",
+                place="ridge", remedy="Give 0 or more; 1 is usual.",
+            )  # fmt: skip
         plain, axis, self.series_names_ = self._with_numbers(X, None)
         both: Any = validate_data(self, plain, y, dtype=np.float64, y_numeric=True)
         checked, y = both

@@ -32,7 +32,7 @@ _TICKS_A_SECOND = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _MONTHS = {"MS": 1, "ME": 1, "mo": 1, "QS": 3, "QE": 3, "q": 3, "YS": 12, "YE": 12, "y": 12}
 _DAYS = {"d": 1, "D": 1, "w": 7, "W": 7}
 _SECONDS = {**UNIT_SECONDS, "m": 60.0, "T": 60.0, "H": 3600.0, "S": 1.0}
-_LEAST_DAYS_OF_A_MONTH = 28
+_LEAST_DAYS_OF_A_MONTH, _MOST_DAYS_OF_A_MONTH = 28, 31
 
 
 @dataclass(frozen=True)
@@ -270,6 +270,7 @@ def future_stamps(
         return every.select("series", going_on), borrowed
     if axis.dtype == pl.Date and bool((every["ticks"] != 0).any()):
         raise _bad_freq("a step of part of a day on a column of dates")
+    _check_reach(every, axis)
     stamp = pl.col("stamp").cast(pl.Datetime("us")) if axis.dtype == pl.Date else pl.col("stamp")
     local = stamp.dt.replace_time_zone(None)
     by_calendar = local.dt.offset_by(
@@ -289,6 +290,20 @@ def future_stamps(
     )
     going_on = pl.when(pl.col("ticks") == 0).then(by_calendar).otherwise(exact)
     return every.select("series", going_on.cast(axis.dtype).alias("stamp")), borrowed
+
+
+def _check_reach(every: pl.DataFrame, axis: TimeAxis) -> None:
+    """Refuse steps that lead beyond the last time that the column can hold."""
+    unit = axis.dtype.time_unit if isinstance(axis.dtype, pl.Datetime) else "us"
+    a_day = 86_400.0 * _TICKS_A_SECOND[unit]
+    last = 2.0**63 / a_day if unit == "ns" else (datetime.max - datetime(1970, 1, 1)).days
+    stamp = pl.col("stamp").cast(pl.Datetime("us")) if axis.dtype == pl.Date else pl.col("stamp")
+    months, days, ticks = (pl.col(part).cast(pl.Float64) for part in ("months", "days", "ticks"))
+    ahead = months * _MOST_DAYS_OF_A_MONTH + days + ticks / a_day
+    reach = stamp.to_physical() / a_day + pl.col("k") * ahead
+    # A day or two for the zone.
+    if bool((every.select(reach.alias("reach"))["reach"] >= last - 2).any()):
+        raise _bad_freq("a step that leads beyond what a time can hold")
 
 
 def _typical_steps(
@@ -378,7 +393,9 @@ def _read_step(freq: Any, axis: TimeAxis) -> pl.DataFrame:
             ticks = round(number * _SECONDS[name] * _TICKS_A_SECOND[unit])
     if not numeric and axis.dtype == pl.Date and ticks % (86_400 * 1_000_000) == 0:
         days, ticks = days + ticks // (86_400 * 1_000_000), 0
-    if not months + days + ticks > 0:
+    if numeric and not math.isfinite(ticks):
+        raise _bad_freq("a step that is no number")
+    if not months + days + ticks > 0 or (not numeric and max(months, days, ticks) >= 2**53):
         raise _bad_freq("a step that can't be read, or is not longer than nought")
     return pl.DataFrame(
         {"months": [months], "days": [days], "ticks": [ticks], "month_end": [month_end]}

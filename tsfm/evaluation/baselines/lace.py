@@ -7,7 +7,8 @@ six months before the admission, up to 4.
 
 Only events available at the prediction time are read. Where billing codes come days after the
 discharge, C therefore rests on earlier stays; the index a coder would compute later is a little
-better.
+better. C tells grave liver disease (4) from mild (2) but gives renal disease of any stage 2: Quan's
+code lists have one category of it.
 """
 
 from __future__ import annotations
