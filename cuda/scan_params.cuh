@@ -24,6 +24,8 @@ constexpr int FIRST = 1, LAST = 2;                 // place of a token in its se
 constexpr unsigned WARP = 0xffffffffu;
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float FURTHEST = 1e18f;                  // longer than any gap, and its square is finite
+// fminf would make a NaN the bound.
+__device__ __forceinline__ float no_further(float s) { return s > FURTHEST ? FURTHEST : s; }
 
 struct ScanParams {
   long long n_tokens, n_channels, n_state, n_sequences;

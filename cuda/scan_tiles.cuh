@@ -11,7 +11,7 @@ __device__ __forceinline__ Felt felt_by(const ScanParams& p, int row, int d) {
   if (p.delta_bias) step += p.delta_bias[d];
   if (p.softplus) step = softplus_of(step);
   float s = p.gap ? fmaf(p.gap_rate[d], p.gap[row], step) : step;
-  return {fminf(s, FURTHEST), p.input == EULER ? u * step : u};
+  return {no_further(s), p.input == EULER ? u * step : u};
 }
 
 // Gradient of y before the gate.

@@ -21,7 +21,7 @@ __device__ __forceinline__ float exp2_of(float x) {
 
 // 2^x - 1: 2^x = (1 + q) 2^whole with |x - whole| <= 1/2 and q a polynomial without constant term.
 __device__ __forceinline__ float exp2_minus_one(float x) {
-  x = fminf(fmaxf(x, -126.f), 127.f);
+  x = x < -126.f ? -126.f : x > 127.f ? 127.f : x;  // a NaN stays one
   float shifted = x + 12582912.f;  // 1.5 * 2^23: the sum keeps no fraction
   float r = x - (shifted - 12582912.f);
   float scale = __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u);

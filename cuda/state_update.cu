@@ -97,7 +97,8 @@ template <class T, class State> __device__ __forceinline__ void update(const Sta
       u = load((const T*)p.u, row * p.u_stride + d);
       float step = load((const T*)p.delta, row * p.delta_stride + d) + bias;
       if (p.softplus) step = step > 20.f ? step : log1pf(expf(step));
-      const float s = fminf(p.gap ? fmaf(rate, p.gap[row], step) : step, FURTHEST);
+      const float felt = p.gap ? fmaf(rate, p.gap[row], step) : step;
+      const float s = felt > FURTHEST ? FURTHEST : felt;  // fminf would make a NaN the bound
       const float arriving = p.input == EULER ? step * u : u;
       const State* from = (const State*)p.source + (source * p.n_channels + d) * width;
       State* to = (State*)p.state + (target * p.n_channels + d) * width;

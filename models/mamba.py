@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tsfm.errors import InputError
+from tsfm.kernels.argument_checks import wrong_shape
 from tsfm.kernels.causal_conv import causal_conv1d
 from tsfm.kernels.gated_norm import gated_rms_norm
 from tsfm.kernels.selective_scan import selective_scan
@@ -106,7 +107,15 @@ class MambaState:
 
         Args:
             n_rows: Rows of the copy, at least as many as there are.
+
+        Raises:
+            InputError: Fewer than there are.
         """
+        if n_rows < len(self):
+            raise InputError(
+                f"{n_rows} rows for a state of {len(self)}", code="too_few_rows", place="n_rows",
+                remedy="Rows are added only; choose among them by slots.",
+            )  # fmt: skip
         return MambaState(
             tuple(
                 BlockState(*(_with_rows(held, n_rows) for held in block)) for block in self.blocks
@@ -296,6 +305,8 @@ class Mamba(nn.Module):
         Raises:
             InputError: The arguments do not fit each other or the model.
         """
+        if x.dim() != 2 or x.shape[1] != self.config.d_model:
+            raise wrong_shape("x", x, f"(T, {self.config.d_model})")
         states = [None] * len(self.blocks) if state is None else self._states(state)
         left: list[BlockState] = []
         for norm, block, before in zip(self.norms, self.blocks, states, strict=True):
@@ -333,6 +344,8 @@ class Mamba(nn.Module):
         Raises:
             InputError: The arguments do not fit each other or the model.
         """
+        if x.dim() != 2 or x.shape[1] != self.config.d_model:
+            raise wrong_shape("x", x, f"(R, {self.config.d_model})")
         for name, slots in (("source_slots", source_slots), ("target_slots", target_slots)):
             _check_slots(name, slots, len(x), len(state))
         for norm, block, held in zip(self.norms, self.blocks, self._states(state), strict=True):
@@ -352,6 +365,11 @@ class Mamba(nn.Module):
 def _check_slots(name: str, slots: Tensor | None, n_tokens: int, n_rows: int) -> None:
     if slots is None:
         fits = n_tokens <= n_rows
+    elif slots.dtype not in (torch.int32, torch.int64):
+        raise InputError(
+            f"{name} holds {slots.dtype}, not int32 or int64", code="wrong_type", place=name,
+            remedy="Convert it to int64 first.",
+        )  # fmt: skip
     else:
         fits = slots.shape == (n_tokens,) and bool(((slots >= 0) & (slots < n_rows)).all())
     if not fits:

@@ -27,9 +27,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tsfm.errors import InputError, IntegrityError, ModelMismatch
+from tsfm.kernels.argument_checks import wrong_shape
 from tsfm.models.mamba import Mamba, MambaConfig, MambaState
 
 _SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
+# What torch and safetensors raise over damaged files; a text that can't be decoded is a ValueError.
+_DAMAGED = (
+    OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
+)  # fmt: skip
 _MOST_NAMED = 8
 _LARGEST_SIZE = 2**24
 # How weights start matters to training only.
@@ -79,8 +84,10 @@ class MambaLanguageModel(nn.Module):
             asked for.
 
         Raises:
-            InputError: `cu_seqlens` with a batch.
+            InputError: `cu_seqlens` with a batch, or codes of another shape.
         """
+        if code.dim() not in (1, 2):
+            raise wrong_shape("code", code, "(T,) or (B, L)")
         if code.dim() == 2:
             if cu_seqlens is not None:
                 raise InputError(
@@ -194,7 +201,7 @@ def _read_hugging_face(config: Mapping[str, Any]) -> tuple[MambaConfig, int, boo
         conv_bias=_flag(config, "use_conv_bias", True),
         proj_bias=_flag(config, "use_bias", False),
         dt_rank=_rank(config, "time_step_rank"),
-        norm_eps=float(config.get("layer_norm_epsilon", 1e-5)),
+        norm_eps=_positive(config, "layer_norm_epsilon", 1e-5),
     )
     return sizes, _size(config, "vocab_size", 50280), _flag(config, "tie_word_embeddings", True)
 
@@ -231,6 +238,13 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _LARGEST_SIZE:
         raise _not_mamba1(f"'{key}' is no positive whole number of a sane size", key)
     return value
+
+
+def _positive(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
+        raise _not_mamba1(f"'{key}' is no number between 0 and 1", key)
+    return float(value)
 
 
 def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
@@ -299,7 +313,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             "no model directory", code="missing_model", place=str(path),
             remedy=f"Give a folder with config.json and {_SAFE} or {_PICKLED}.",
         ) from error  # fmt: skip
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _unreadable(path) from error
     if not isinstance(content, dict):
         raise _unreadable(path)
@@ -322,7 +336,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             "no weights", code="missing_model", place=str(folder),
             remedy=f"Give a folder with {_SAFE} or {_PICKLED}.",
         ) from error  # fmt: skip
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _DAMAGED as error:
         raise _unreadable(folder) from error
 
 

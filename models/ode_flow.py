@@ -386,6 +386,11 @@ def _check(h: Tensor, dt: Tensor, t0: Tensor | None, decay: float, allow_negativ
             "an interval is not finite", code="interval_not_finite", place="dt_hours",
             remedy="Start a new state where nothing is left of the old one.",
         )  # fmt: skip
+    if t0 is not None and not bool(torch.isfinite(t0).all()):
+        raise InputError(
+            "a start is not finite", code="interval_not_finite", place="t0_hours",
+            remedy="Give the hours at which each interval begins.",
+        )  # fmt: skip
     if not allow_negative and bool((dt < 0).any()):
         raise InputError(
             "an interval is negative", code="negative_interval", place="dt_hours",

@@ -18,6 +18,8 @@ from torch import Tensor
 from tsfm.errors import InputError
 from tsfm.kernels.argument_checks import wrong_shape
 
+_LEAST = torch.float32
+
 
 def scan_flow(
     h: Float[Tensor, "row channel state"],
@@ -62,5 +64,8 @@ def scan_flow(
             "hours are negative", code="negative_interval", place="hours",
             remedy="Ask for times after the state's, or pass allow_negative to go back.",
         )  # fmt: skip
-    rate = A * gap_rate.unsqueeze(-1)
-    return torch.exp(rate * hours.to(rate.dtype)[:, :, None, None]).to(h.dtype) * h.unsqueeze(1)
+    # As the scan computes: hours of a year are beyond float16, and bfloat16 knows two digits.
+    wide = torch.promote_types(torch.result_type(A, gap_rate), torch.promote_types(h.dtype, _LEAST))
+    rate = A.to(wide) * gap_rate.to(wide).unsqueeze(-1)
+    kept = torch.exp(rate * hours.to(wide)[:, :, None, None])
+    return (kept * h.to(wide).unsqueeze(1)).to(h.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from typing import Any
 
@@ -203,6 +204,25 @@ def test_a_state_of_another_model_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         model(x, gap, state=MambaState(state.blocks[:1]))
     assert (caught.value.code, caught.value.place) == ("wrong_state", "state")
+
+
+def test_arguments_that_do_not_fit_the_model_are_named() -> None:
+    model, (x, gap) = make_model(), make_tokens()
+    _, state = model(x, gap, BORDERS, return_state=True)
+    # As users call it: in tests shapes are checked before.
+    forward, step = inspect.unwrap(type(model).forward), inspect.unwrap(type(model).step)
+    few = gap[:2]
+    for wrong, place in (
+        (lambda: forward(model, x.unsqueeze(0), gap), "x"),
+        (lambda: forward(model, x[:, :-1], gap), "x"),
+        (lambda: step(model, x[:2, :-1], few, state), "x"),
+        (lambda: step(model, x[:2], few, state, torch.ones(2, dtype=torch.int8)), "source_slots"),
+        (lambda: step(model, x[:2], few, state, None, torch.tensor([0.0, 1.0])), "target_slots"),
+        (lambda: state.with_rows(len(state) - 1), "n_rows"),
+    ):
+        with pytest.raises(InputError) as caught:
+            wrong()
+        assert caught.value.place == place
 
 
 @pytest.mark.parametrize("form", FORMS)

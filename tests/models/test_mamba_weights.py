@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -280,3 +281,37 @@ def test_a_broken_file_is_a_clear_error(saved: Path, broken: str) -> None:
     with pytest.raises(TsfmError) as caught:
         load_mamba1(saved)
     assert caught.value.code == "bad_weights"
+
+
+@pytest.mark.parametrize("value", ["abc", None, float("nan"), -1.0, 0, True])
+def test_a_norm_without_a_small_positive_number_is_refused(saved: Path, value: Any) -> None:
+    change(saved, "layer_norm_epsilon", value)
+    with pytest.raises(ModelMismatch) as caught:
+        load_mamba1(saved)
+    assert (caught.value.code, caught.value.place) == ("not_mamba1", "layer_norm_epsilon")
+
+
+def test_a_configuration_nested_without_end_is_a_clear_error(saved: Path) -> None:
+    (saved / "config.json").write_text("[" * 100_000)
+    with pytest.raises(TsfmError) as caught:
+        load_mamba1(saved)
+    assert caught.value.code == "bad_weights"
+
+
+def test_every_damaged_byte_of_a_pickle_is_a_clear_error(tmp_path: Path) -> None:
+    peer = make_peer("MambaForCausalLM")
+    save_mamba_ssm(peer, tmp_path)
+    whole = (tmp_path / "pytorch_model.bin").read_bytes()
+    at = whole.index(b"backbone")
+    (tmp_path / "pytorch_model.bin").write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+    with pytest.raises(TsfmError):
+        load_mamba1(tmp_path)
+
+
+def test_codes_with_an_axis_too_many_are_refused() -> None:
+    tensors, config = as_mamba_ssm(make_peer("MambaForCausalLM"))
+    model = mamba1_from_tensors(tensors, config)
+    with pytest.raises(InputError) as caught:
+        # As users call it: in tests shapes are checked before.
+        inspect.unwrap(type(model).forward)(model, torch.zeros(1, 3, 7, dtype=torch.int64))
+    assert (caught.value.code, caught.value.place) == ("wrong_shape", "code")

@@ -350,6 +350,7 @@ def test_no_rows_flow_to_no_rows() -> None:
         ({"dt_hours": torch.tensor([1.0, math.inf])}, "dt_hours", "interval_not_finite"),
         ({"dt_hours": torch.ones(1)}, "dt_hours", "wrong_shape"),
         ({"t0_hours": torch.ones(1)}, "t0_hours", "wrong_shape"),
+        ({"t0_hours": torch.tensor([0.0, math.nan])}, "t0_hours", "interval_not_finite"),
         ({"h": torch.zeros(2, WIDTH, dtype=torch.bfloat16)}, "h", "wrong_type"),
         ({"decay_per_hour": -1.0}, "decay_per_hour", "bad_setting"),
         ({"h": torch.full((2, WIDTH), math.nan), "solver": DOPRI5}, "solver", "solver_gave_up"),

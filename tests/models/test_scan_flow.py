@@ -123,3 +123,11 @@ def test_what_can_not_be_flown_is_named(changed: dict[str, Tensor], place: str, 
         # As users call it: in tests shapes are checked before.
         inspect.unwrap(scan_flow)(**given)
     assert (caught.value.place, caught.value.code) == (place, code)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parameters_in_half_width_are_computed_with_in_float32(dtype: torch.dtype) -> None:
+    h, A, gap_rate = make_state(dtype)
+    hours = torch.full((ROWS, 1), 70_000.0)  # beyond float16
+    wide = scan_flow(h.float(), A.float(), gap_rate.float(), hours)
+    assert torch.equal(scan_flow(h, A, gap_rate, hours), wide.to(dtype))

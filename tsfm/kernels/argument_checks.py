@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +37,44 @@ def check_borders(cu_seqlens: Tensor, n_tokens: int, device: torch.device) -> Te
             remedy="Drop empty sequences and check the total.",
         )  # fmt: skip
     return cu_seqlens.to(torch.int32)
+
+
+def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse to differentiate a compiled backward pass again, instead of taking it for a constant.
+
+    torch's own `once_differentiable` raises only where the second pass meets it; here a graph of
+    the gradients (`create_graph=True`) is refused before anything could be missing from it.
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *gradients: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise InputError(
+                "the compiled backends have no second derivatives", code="no_second_derivative",
+                place="backend", remedy="Use backend='torch', or leave create_graph out.",
+            )  # fmt: skip
+        return backward(ctx, *gradients)
+
+    return checked
+
+
+def checked_borders(cu_seqlens: Tensor, n_tokens: int) -> Tensor:
+    """Borders whose values are looked at when a compiled program runs, not when it is traced."""
+    return checked_borders_op(cu_seqlens, n_tokens) if torch.compiler.is_compiling() else cu_seqlens
+
+
+@torch.library.custom_op(
+    "tsfm::checked_borders", mutates_args=(),
+    schema="(Tensor cu_seqlens, SymInt n_tokens) -> Tensor",
+)  # fmt: skip
+def checked_borders_op(cu_seqlens: Tensor, n_tokens: int) -> Tensor:
+    """A copy of the borders, once they are found to rise from 0 to the number of tokens."""
+    return check_borders(cu_seqlens, n_tokens, cu_seqlens.device).clone()
+
+
+@checked_borders_op.register_fake
+def _(cu_seqlens: Tensor, n_tokens: int) -> Tensor:
+    return cu_seqlens.new_empty(cu_seqlens.shape, dtype=torch.int32)
 
 
 def wrong_shape(name: str, tensor: Tensor, expected: str) -> InputError:

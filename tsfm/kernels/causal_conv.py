@@ -25,7 +25,13 @@ from torch import Tensor
 
 from tsfm.errors import InputError
 from tsfm.kernels import native_conv, native_library
-from tsfm.kernels.argument_checks import check_borders, check_type, wrong_shape
+from tsfm.kernels.argument_checks import (
+    check_borders,
+    check_type,
+    checked_borders,
+    first_derivative_only,
+    wrong_shape,
+)
 from tsfm.kernels.backends import choose_backend
 
 ACTIVATIONS = (None, "silu")
@@ -91,6 +97,7 @@ def causal_conv1d(
     inputs = _cast(x.flatten(0, -2), weight, bias, borders, initial_state, name)
     arguments = (activation or "", reverse, return_final_state, name)
     if name == "torch":
+        inputs = inputs._replace(cu_seqlens=checked_borders(borders, inputs.x.shape[0]))
         y, final = causal_conv1d_torch(inputs, activation, reverse=reverse)
     elif torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
         y, final = causal_conv1d_op(*inputs, *arguments)
@@ -285,7 +292,7 @@ class _Conv(torch.autograd.Function):
         return _forward(*arguments)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         inputs = ConvInputs(*ctx.saved_tensors)
         activation, reverse, final, name = ctx.options
@@ -307,6 +314,9 @@ _TENSORS = "Tensor x, Tensor weight, Tensor? bias, Tensor cu_seqlens, Tensor? in
 )
 def causal_conv1d_op(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The convolution of packed tensors; an empty tensor stands for a final state not kept."""
+    # While torch traces, the borders have no values to check; a kernel must not meet bad ones.
+    inputs = ConvInputs(*arguments[:_N_TENSORS])
+    check_borders(inputs.cu_seqlens, inputs.x.shape[0], inputs.x.device)
     return _forward(*arguments)
 
 

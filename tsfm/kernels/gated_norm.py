@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from tsfm.kernels.argument_checks import wrong_shape
+
 
 def gated_rms_norm(
     y: Float[Tensor, "token channel"],
@@ -32,8 +34,21 @@ def gated_rms_norm(
         D: Skip weight a channel.
         weight: Scale a channel after the norm.
         eps: Added to the mean square.
+
+    Raises:
+        InputError: Shapes that do not fit.
     """
-    compiled = y.device.type == "cpu" and y.dtype == torch.float32
+    channels = y.shape[-1:]
+    if y.dim() != 2 or not channels[0]:
+        raise wrong_shape("y", y, "(T, D), with a channel or more")
+    for name, tensor, shape in (
+        ("u", u, y.shape), ("z", z, y.shape), ("D", D, channels), ("weight", weight, channels),
+    ):  # fmt: skip
+        if tensor.shape != shape:
+            raise wrong_shape(name, tensor, str(tuple(shape)))
+    compiled = y.device.type == "cpu" and all(
+        tensor.dtype == torch.float32 for tensor in (y, u, z, D, weight)
+    )
     if compiled and not torch.compiler.is_compiling():
         from tsfm.kernels import numba_norm
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tsfm.errors import InputError
 from tsfm.kernels import numba_lti
+from tsfm.kernels.argument_checks import check_type, first_derivative_only, wrong_shape
 
 
 def lti_scan(
@@ -48,8 +49,10 @@ def lti_scan(
         The filtered signal, or it and the final state.
 
     Raises:
-        InputError: `stateful_reverse`: a reversed scan has no state to continue from.
+        InputError: `stateful_reverse`: a reversed scan has no state to continue from; or shapes
+            and types that do not fit.
     """
+    _check(u, rate, C, initial_state)
     stateful = initial_state is not None or return_final_state
     if reverse and stateful:
         raise InputError(
@@ -67,6 +70,28 @@ def lti_scan(
         y, final = _by_fft(u.flip(1) if reverse else u, rate, C, initial_state, return_final_state)
         y = y.flip(1) if reverse else y
     return (y, final) if return_final_state else y
+
+
+def _check(u: Tensor, rate: Tensor, C: Tensor, initial_state: Tensor | None) -> None:
+    if u.dim() != 3 or u.numel() == 0:
+        raise wrong_shape("u", u, "(B, L, D), not empty")
+    check_type("u", u, "u", u.device)
+    if rate.dim() != 2 or rate.shape[0] != u.shape[2] or not rate.shape[1]:
+        raise wrong_shape("rate", rate, f"({u.shape[2]}, N)")
+    states = (u.shape[0], *rate.shape)
+    wanted = torch.complex128 if u.dtype == torch.float64 else torch.complex64
+    for name, tensor, shape in (
+        ("rate", rate, rate.shape), ("C", C, rate.shape), ("initial_state", initial_state, states),
+    ):  # fmt: skip
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise wrong_shape(name, tensor, str(tuple(shape)))
+        if tensor.dtype != wanted or tensor.device != u.device:
+            raise InputError(
+                f"{name} is {tensor.dtype} on {tensor.device}, expected {wanted} on {u.device}",
+                code="wrong_type", place=name, remedy="Convert it first.",
+            )  # fmt: skip
 
 
 def _planes(rate: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -87,6 +112,7 @@ class _Recurrence(torch.autograd.Function):
         return _recur(u, (a, b, c, d), None, reverse)[0]
 
     @staticmethod
+    @first_derivative_only
     def backward(ctx: Any, *grads: Tensor):
         u, *planes = ctx.saved_tensors
         du = np.empty(u.shape, np.float32)

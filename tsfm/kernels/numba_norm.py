@@ -6,12 +6,15 @@ summed a stretch and added in a fixed order, so the same input gives the same bi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, no_type_check
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from tsfm.kernels.gated_norm import gated_rms_norm_torch
 
 STRETCH = 256
 FEW = 16  # tokens up to which one thread is quicker
@@ -106,25 +109,42 @@ class NumbaGatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y, u, z, skip, weight, eps):
         """Skip, gate and normalise; see `gated_norm`."""
-        y, u, z, skip, weight = (x.detach().contiguous().numpy() for x in (y, u, z, skip, weight))
+        tensors = (y, u, z, skip, weight)
+        y, u, z, skip, weight = _arrays(tensors)
         out = np.empty_like(y)
         scale = np.empty(len(out), np.float32)
         _forward(y, u, z, skip, weight, np.float32(eps), out, scale)
-        ctx.saved = (y, u, z, skip, weight, scale)
+        # Saved as tensors, so that torch notices where one was changed before the backward pass.
+        ctx.save_for_backward(*tensors)
+        ctx.scale, ctx.eps = scale, eps
         return torch.from_numpy(out)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """Gradients of all five tensors."""
-        y, u, z, skip, weight, scale = ctx.saved
+        if torch.is_grad_enabled():
+            return (*_in_torch(ctx.saved_tensors, ctx.eps, gradients[0]), None)
+        y, u, z, skip, weight = _arrays(ctx.saved_tensors)
         dy, du, dz = np.empty_like(y), np.empty_like(y), np.empty_like(y)
         n_stretches = -(-len(y) // STRETCH)
         dskip = np.zeros((n_stretches, y.shape[1]), np.float32)
         dweight = np.zeros_like(dskip)
         dout = gradients[0].contiguous().numpy()
-        _backward(y, u, z, skip, weight, scale, dout, dy, du, dz, dskip, dweight)
+        _backward(y, u, z, skip, weight, ctx.scale, dout, dy, du, dz, dskip, dweight)
         found = (dy, du, dz, dskip.sum(0), dweight.sum(0))
         return (*(torch.from_numpy(x) for x in found), None)
+
+
+def _arrays(tensors: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
+    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
+
+
+def _in_torch(tensors: Sequence[Tensor], eps: float, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients by the plain form, with a graph of their own, for who differentiates again."""
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    out = gated_rms_norm_torch(*tensors, eps)  # pyright: ignore[reportCallIssue]
+    found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))
+    return tuple(next(found) if tensor.requires_grad else None for tensor in tensors)
 
 
 def gated_norm(y: Tensor, u: Tensor, z: Tensor, D: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -19,7 +19,8 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from tsfm.kernels.argument_checks import first_derivative_only
 
 _MOST_THREADS = numba.get_num_threads()
 CHECKPOINT = 32
@@ -40,9 +41,10 @@ _JIT: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": _FLAGS, "error
 @numba.njit(inline="always", fastmath=_EXACT)
 @no_type_check
 def _exp2(x: Any) -> Any:
-    """2**x for x <= 0, to 1e-7 of itself; what is below 2**-126 stays there."""
+    """2**x, to 1e-7 of itself; what is below 2**-126 stays there, from 2**128 on it is infinite."""
     bounded = max(x, np.float32(-126.0))
     whole = np.floor(bounded + np.float32(0.5))
+    whole = np.float32(128.0) if whole > np.float32(128.0) else whole
     r = bounded - whole
     p = np.float32(1.5353361959569156e-4)
     p = p * r + np.float32(1.3398875016719103e-3)
@@ -262,6 +264,20 @@ def _backward(
                 dA[n, low + d] = sum_A[n, d]
 
 
+def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    """v, step, gap, rate, A, B and C for the loops: contiguous, the rates as (N, D)."""
+    arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
+    arrays[4] = np.ascontiguousarray(arrays[4].T)
+    return tuple(arrays)
+
+
+def _states(initial: Tensor | None, n_sequences: int, A: Tensor) -> np.ndarray:
+    """(S, N, D) in memory, so that channels are contiguous like everything else."""
+    if initial is None:
+        return np.zeros((n_sequences, A.shape[1], A.shape[0]), np.float32)
+    return np.ascontiguousarray(initial.detach().numpy().transpose(0, 2, 1))
+
+
 class NumbaScan(torch.autograd.Function):
     """Autograd wrapper of the two compiled loops; float32, contiguous, CPU."""
 
@@ -275,38 +291,27 @@ class NumbaScan(torch.autograd.Function):
         first[starts.numpy()] = True
         last[ends.numpy() - 1] = True
         sequence = (np.cumsum(first) - 1).astype(np.int32)
-        # (S, N, D) in memory, so that channels are contiguous like everything else.
-        h0 = (
-            np.zeros((len(starts), n_state, n_channels), np.float32)
-            if initial_state is None
-            else np.ascontiguousarray(initial_state.detach().numpy().transpose(0, 2, 1))
-        )
-        arrays = (
-            v.detach().contiguous().numpy(),
-            step.detach().contiguous().numpy(),
-            gap.detach().contiguous().numpy(),
-            rate.detach().contiguous().numpy(),
-            np.ascontiguousarray(A.detach().numpy().T),
-            B.detach().contiguous().numpy(),
-            C.detach().contiguous().numpy(),
-        )
+        arrays, h0 = _arrays(v, step, gap, rate, A, B, C), _states(initial_state, len(starts), A)
         y = np.empty((n_tokens, n_channels), np.float32)
         n_stretches = -(-n_tokens // CHECKPOINT)
         checkpoints = np.empty((n_stretches, n_state, n_channels), np.float32)
         finals = np.empty((len(starts), n_state, n_channels), np.float32)
         _forward(*arrays, first, sequence, h0, zoh, y, checkpoints, finals, last)
-        ctx.saved = (arrays, first, sequence, h0, zoh, checkpoints, last)
-        ctx.has_initial = initial_state is not None
+        # Saved as tensors, so that torch notices where one was changed before the backward pass.
+        ctx.save_for_backward(v, step, gap, rate, A, B, C, initial_state)
+        ctx.walked = (first, sequence, zoh, checkpoints, last)
         final = torch.from_numpy(np.ascontiguousarray(finals.transpose(0, 2, 1)))
         return torch.from_numpy(y), final
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *gradients: Any) -> Any:
         """Gradients of all floating inputs and the initial state."""
         dy, dfinal = gradients
-        arrays, first, sequence, h0, zoh, checkpoints, last = ctx.saved
-        v, step, gap, rate, A, B, C = arrays
+        first, sequence, zoh, checkpoints, last = ctx.walked
+        *given, initial_state = ctx.saved_tensors
+        v, step, gap, rate, A, B, C = _arrays(*given)
+        h0 = _states(initial_state, int(first.sum()), given[4])
         n_tokens, n_channels = v.shape
         n_state = A.shape[0]
         n_blocks = -(-n_channels // BLOCK_BACK)
@@ -336,7 +341,7 @@ class NumbaScan(torch.autograd.Function):
             None,
             None,
             torch.from_numpy(np.ascontiguousarray(dh0.transpose(0, 2, 1)))
-            if ctx.has_initial
+            if initial_state is not None
             else None,
             None,
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tsfm.kernels import torch_scan
-from tsfm.kernels.argument_checks import check_borders
+from tsfm.kernels.argument_checks import check_borders, first_derivative_only
 from tsfm.kernels.scan_inputs import ScanBackend, ScanForm, ScanGradients, ScanInputs
 
 _N_TENSORS = len(ScanInputs._fields)
@@ -154,7 +154,7 @@ class _Scan(torch.autograd.Function):
         return y, state
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         *inputs, saved = ctx.saved_tensors
         softplus, kind, reverse, final, _, name = ctx.options

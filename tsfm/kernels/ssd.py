@@ -28,8 +28,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tsfm.errors import InputError
-from tsfm.kernels.argument_checks import check_borders, check_type, wrong_shape
+from tsfm.kernels.argument_checks import check_borders, check_type, checked_borders, wrong_shape
 from tsfm.kernels.input_weights import weigh
+from tsfm.kernels.own_types import own_types
 
 INPUTS = ("euler", "impulse", "zoh")
 
@@ -114,10 +115,11 @@ def ssd(
     if B.dim() < x.dim():
         B, C = B.unsqueeze(-2), C.unsqueeze(-2)
     state = None if initial_state is None else initial_state.to(wide)
-    y, final = _scan(
-        values, log_decay, packed(B), packed(C), borders, state, return_final_state,
-        min(chunk_size, len(rows)),
-    )  # fmt: skip
+    with own_types(x.device):
+        y, final = _scan(
+            values, log_decay, packed(B), packed(C), borders, state, return_final_state,
+            min(chunk_size, len(rows)),
+        )  # fmt: skip
     if D is not None:
         y = y + rows * D.to(wide).unsqueeze(-1)
     if z is not None:
@@ -254,10 +256,10 @@ def _check(
             f"unknown input kind '{input}'", code="unknown_scan_input", place="input",
             remedy=f"Use one of {', '.join(INPUTS)}.",
         )  # fmt: skip
-    if chunk_size < 1:
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
         raise InputError(
-            f"chunks of {chunk_size} tokens", code="bad_chunk_size", place="chunk_size",
-            remedy="Use at least one token a chunk.",
+            f"chunks of {chunk_size!r} tokens", code="bad_chunk_size", place="chunk_size",
+            remedy="Use a whole number of tokens, at least one.",
         )  # fmt: skip
     if x.dim() not in (3, 4) or x.numel() == 0:
         raise wrong_shape("x", x, "(T, H, P) or (B, L, H, P), not empty")
@@ -306,4 +308,4 @@ def _borders(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
             "cu_seqlens with a batched input", code="bad_cu_seqlens", place="cu_seqlens",
             remedy="Pass packed (T, H, P) tensors.",
         )  # fmt: skip
-    return check_borders(cu_seqlens, x.shape[0], x.device)
+    return checked_borders(check_borders(cu_seqlens, x.shape[0], x.device), x.shape[0])

@@ -26,6 +26,7 @@ from tsfm.kernels import native_library, native_state
 from tsfm.kernels.argument_checks import check_type, wrong_shape
 from tsfm.kernels.backends import choose_backend
 from tsfm.kernels.input_weights import weigh
+from tsfm.kernels.own_types import own_types
 from tsfm.kernels.scan_inputs import INPUTS
 
 BACKENDS = ("native", "numba", "cuda", "torch")
@@ -171,7 +172,8 @@ def _update(state: Tensor, *arguments: Any, plain: bool) -> Tensor:
         wide = _wide(torch.promote_types(state.dtype, u.dtype))
         given: list[Any] = [None if t is None else t.to(wide) for t in values]
         given += [softplus, kind]
-        after, y = state_update_torch(source.to(wide), *given)
+        with own_types(u.device):
+            after, y = state_update_torch(source.to(wide), *given)
         if target_slots is None:
             state[: u.shape[0]] = after
         else:
@@ -215,8 +217,8 @@ def _check(state: Tensor, values: tuple[Tensor | None, ...], kind: str) -> bool:
         )  # fmt: skip
     if u.dim() != 2:
         raise wrong_shape("u", u, "(R, D)")
-    if A.dim() != 2:
-        raise wrong_shape("A", A, "(D, N)")
+    if A.dim() != 2 or not A.shape[1]:
+        raise wrong_shape("A", A, "(D, N), with a state component or more")
     n_rows, n_channels = wide = u.shape
     n_state = A.shape[1]
     narrow, channels, learns = (n_rows, n_state), (n_channels,), torch.is_grad_enabled()

@@ -17,6 +17,7 @@ from torch import Tensor
 from tsfm.errors import InputError
 from tsfm.kernels import chunked_scan, reference
 from tsfm.kernels.input_weights import weigh
+from tsfm.kernels.own_types import own_types
 from tsfm.kernels.scan_inputs import ScanForm, ScanInputs
 
 RECURRENCES = ("reference", "torch", "numba")
@@ -67,7 +68,8 @@ def scan(inputs: ScanInputs, form: ScanForm, recurrence: str) -> tuple[Tensor, T
         earlier = initial[..., n_state:] if initial is not None else None
         x = _weigh(arrived, A, elapsed, starts, earlier, form.input)
         recur = reference.scan if recurrence == "reference" else chunked_scan.scan
-        y, final = recur(torch.exp(A * elapsed.unsqueeze(-1)), x, C, starts, ends, state)
+        with own_types(u.device):
+            y, final = recur(torch.exp(A * elapsed.unsqueeze(-1)), x, C, starts, ends, state)
         if form.input == "foh":
             final = torch.cat([final, arrived[ends - 1]], -1)
     if D is not None:
