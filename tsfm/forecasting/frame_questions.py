@@ -19,8 +19,9 @@ from tsfm.forecasting.frames import (
     read_frame,
     read_ids,
 )
+from tsfm.forecasting.future_stamps import future_stamps
 from tsfm.forecasting.packed_series import PackedSeries, Questions
-from tsfm.forecasting.time_axis import TimeAxis, future_stamps
+from tsfm.forecasting.time_axis import TimeAxis
 
 
 def pack(history: History, layout: Layout, asked: pl.DataFrame) -> tuple[PackedSeries, pl.Series]:
