@@ -4,7 +4,8 @@
 Data frame readers guess types and fill a short row with nulls; both lose values without a word.
 Here nothing is guessed (every column is text until a caller parses it) and every row that does not
 have as many fields as the header is handed back with its number. A last row without its newline is
-handed back too: it may be whole, but a cut `14` of `140` looks exactly like a value.
+handed back too: it may be whole, but a cut `14` of `140` looks exactly like a value. A quotation
+mark that is never closed would hide the rows behind it: the file is refused (`csv_quotes`).
 
 Parsing is pyarrow's; this file knows rows and fields, not what they mean.
 """
@@ -26,14 +27,21 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from tsfm.errors import FormatError, LimitExceeded
+from tsfm.ingest.csv_quotes import RowEnds
 
 LINE = "_line"
-"""Column of a row's number in the file: the header is 1; blank lines do not count."""
+"""Column of a row's number in the file: the header is 1; blank lines do not count, and a row of
+several lines counts once."""
 
 BLOCK_BYTES = 32 << 20
 MAX_GZIP_RATIO = 250
 _RATIO_FREE_BYTES = 64 << 20
 _HEADER_BYTES = 1 << 20
+_MARKS = {0xDC00 + byte: 0x10FF00 + byte for byte in range(0x80, 0x100)}
+_UNMARKED = {mark: lone for lone, mark in _MARKS.items()}
+_MARKED = r"[\x{10FF80}-\x{10FFFF}]"
+"""A byte that is not UTF-8 passes the parser as a private character, since a row that the parser
+hands back must be text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +107,13 @@ class CsvRows:
             LimitExceeded: `gzip_bomb` or `line_too_long`.
         """
         with self.path.open("rb") as raw:
-            stream = _WholeLines(raw, self.path, self.place)
+            stream = _WholeRows(raw, self.path, self.place, len(self.header))
             n_rows = 0
             for batch in self._batches(stream):
                 self.n_bytes = raw.tell()
                 frame = self._to_text(batch, n_rows)
+                if stream.has_marks:
+                    frame = self._without_bad_text(frame)
                 n_rows += batch.num_rows
                 yield frame, self._take_bad()
             self.n_bytes = raw.tell()
@@ -114,7 +124,7 @@ class CsvRows:
                 empty = pl.DataFrame(schema=dict.fromkeys(self.columns, pl.String))
                 yield empty.with_columns(pl.lit(0, pl.Int64).alias(LINE)), self._take_bad()
 
-    def _batches(self, stream: _WholeLines) -> Iterator[pa.RecordBatch]:
+    def _batches(self, stream: _WholeRows) -> Iterator[pa.RecordBatch]:
         try:
             reader = pa_csv.open_csv(
                 stream,
@@ -150,7 +160,7 @@ class CsvRows:
 
     def _set_aside(self, row: Any) -> str:
         self._bad_lines.append(int(row.number))
-        self._bad.append(BadRow("ragged_row", int(row.number), str(row.text).encode()))
+        self._bad.append(BadRow("ragged_row", int(row.number), _unmark(str(row.text))))
         return "skip"
 
     def _take_bad(self) -> list[BadRow]:
@@ -163,53 +173,69 @@ class CsvRows:
         bad = np.asarray(self._bad_lines, dtype=np.int64) - 2 - np.arange(len(self._bad_lines))
         line = index + np.searchsorted(bad, index, side="right") + 2
         table = pa.Table.from_batches([batch]).append_column(LINE, pa.array(line))
-        try:
-            table = table.cast(self._text_schema)
-        except pa.ArrowInvalid:
-            table = self._without_bad_text(table).cast(self._text_schema)
+        texts = [(name, pa.string()) for name in self.columns]
+        table = table.cast(pa.schema([*texts, (LINE, pa.int64())]))
         return cast(pl.DataFrame, pl.from_arrow(table)).select(*self.columns, LINE)
 
-    @property
-    def _text_schema(self) -> pa.Schema:
-        return pa.schema([*((name, pa.string()) for name in self.columns), (LINE, pa.int64())])
-
-    def _without_bad_text(self, table: pa.Table) -> pa.Table:
-        keep: list[bool] = []
-        for row in zip(*(table.column(name).to_pylist() for name in self.columns), strict=True):
-            fields: list[bytes] = [field or b"" for field in row]
-            keep.append(_is_text(fields))
-            if not keep[-1]:
-                line = int(table.column(LINE)[len(keep) - 1].as_py())
-                self._bad.append(BadRow("bad_encoding", line, b",".join(fields)))
-        return table.filter(pa.array(keep))
+    def _without_bad_text(self, frame: pl.DataFrame) -> pl.DataFrame:
+        is_bad = pl.any_horizontal(pl.col(self.columns).str.contains(_MARKED).fill_null(False))
+        for *fields, line in frame.filter(is_bad).select(*self.columns, LINE).iter_rows():
+            raw = _unmark(",".join(field or "" for field in fields))
+            self._bad.append(BadRow("bad_encoding", line, raw))
+        return frame.filter(~is_bad)
 
 
-def _is_text(fields: list[bytes]) -> bool:
+def _mark(block: bytes) -> bytes:
+    """Lines of which those that are not UTF-8 have their bad bytes marked."""
+    return b"".join(
+        line if _is_text(line) else line.decode(errors="surrogateescape").translate(_MARKS).encode()
+        for line in block.splitlines(keepends=True)
+    )
+
+
+def _unmark(text: str) -> bytes:
+    return text.translate(_UNMARKED).encode(errors="surrogateescape")
+
+
+def _is_text(block: bytes) -> bool:
     try:
-        for field in fields:
-            field.decode()
+        return block.isascii() or bool(block.decode())
     except UnicodeDecodeError:
         return False
-    return True
 
 
-class _WholeLines(io.RawIOBase):
-    """Byte stream that gives nothing after the last newline; what is left over stays in `rest`."""
+class _WholeRows(io.RawIOBase):
+    """Byte stream that gives nothing after the last whole row; what is left over stays in `rest`.
 
-    def __init__(self, raw: BinaryIO, path: Path, place: str) -> None:
+    What is not UTF-8 is given marked.
+    """
+
+    def __init__(self, raw: BinaryIO, path: Path, place: str, n_fields: int) -> None:
         super().__init__()
         self._raw = raw
         self._zipped = path.name.lower().endswith(".gz")
         self._source: Any = gzip.GzipFile(fileobj=raw) if self._zipped else raw
         self._place = place
+        self._ends = RowEnds(n_fields, place)
+        self._ready = b""
         self.rest = b""
         self.n_given = 0
+        self.has_marks = False
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1, /) -> bytes:
         size = size if size > 0 else BLOCK_BYTES
+        if not self._ready:
+            self._ready = self._whole_rows(size)
+            if not _is_text(self._ready):
+                self.has_marks, self._ready = True, _mark(self._ready)
+        # Marks are longer than what they stand for.
+        block, self._ready = self._ready[:size], self._ready[size:]
+        return block
+
+    def _whole_rows(self, size: int) -> bytes:
         while True:
             if len(self.rest) >= size:
                 raise LimitExceeded(
@@ -220,9 +246,10 @@ class _WholeLines(io.RawIOBase):
                 )
             new: bytes = self._source.read(size - len(self.rest))
             if not new:
+                self._ends.check_rest(self.rest)
                 return b""
             block = self.rest + new
-            end = block.rfind(b"\n") + 1
+            end = self._ends.last(block)
             self.rest = block[end:]
             if end:
                 self.n_given += end
@@ -252,7 +279,15 @@ def _read_header(path: Path, place: str) -> list[str]:
         raise FormatError(
             "the file has no header", code="no_header", place=place, remedy="Export it again."
         )
-    names = [name.strip().lower() for name in next(csv.reader([text]))]
+    try:
+        names = [name.strip().lower() for name in next(csv.reader([text]))]
+    except csv.Error as error:
+        raise FormatError(
+            "the header is not one line of CSV",
+            code="bad_csv",
+            place=place,
+            remedy="Write the file with a newline after each row.",
+        ) from error
     if len(set(names)) != len(names):
         raise FormatError(
             "two columns have the same name",

@@ -13,6 +13,8 @@ stay of `apachepatientresult`, `diedinhospital` and `dischargelocation` of `apac
 * **Orders** are known when ordered; a start or stop no sooner than it comes or is written.
   A cancelled order never starts; a stop of 0 minutes or before the start is none; a start or stop
   planned beyond the hospital stay never came. A drug without a name goes by its HICL number.
+* An infusion's rate has the unit that its drug's name says; where only the flow of the pump is
+  told, in mL/h, it is an event of its own.
 * Histories, allergies and drugs taken before admission are known when they were entered.
 
 Columns: https://eicu-crd.mit.edu/eicutables/.
@@ -260,6 +262,9 @@ def _orders() -> SourceTable:
 
 
 def _infusions() -> SourceTable:
+    # The name says the unit of the rate, Heparin (units/hr), and not that of the flow.
+    drug = pl.col("drugname").str.replace(r"\s*\([^()]*\)\s*$", "")
+    is_flow = has("infusionrate") & ~has("drugrate")
     return unit_table(
         "infusiondrug",
         minutes=("infusionoffset",),
@@ -267,11 +272,18 @@ def _infusions() -> SourceTable:
         needs=("drugname",),
         rules=(
             EventRule(
-                # The name says the unit of the rate: Heparin (units/hr).
                 code_of("INFUSION_RATE", pl.col("drugname")),
                 "infusionoffset",
-                numeric=pl.coalesce(number("drugrate"), number("infusionrate")),
+                numeric=number("drugrate"),
                 text=not_a_number("drugrate"),
+                where=~is_flow,
+            ),
+            EventRule(
+                code_of("INFUSION_FLOW", drug, "mL/h"),
+                "infusionoffset",
+                numeric=number("infusionrate"),
+                text=not_a_number("infusionrate"),
+                where=is_flow,
             ),
             EventRule(
                 pl.lit("SUBJECT_WEIGHT_AT_INFUSION//KG"),

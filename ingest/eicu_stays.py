@@ -33,6 +33,7 @@ import polars as pl
 from tsfm import clock, codes, splits
 from tsfm.ingest.source_table import (
     ENCOUNTER,
+    REASON,
     STAY_END,
     STAY_START,
     EventRule,
@@ -88,9 +89,7 @@ def unit_stays() -> SourceTable:
     end, admitted = _hospital_end(), _minutes("hospitaladmitoffset")
     discharged, left = _minutes("hospitaldischargeoffset"), _minutes("unitdischargeoffset")
     no_time = pl.any_horizontal(part.is_null() for part in (end, admitted, discharged, left))
-    other_end = (end != end.first().over("subject_id")).fill_null(False)
     person = pl.col("uniquepid")
-    other_person = (person != person.first().over("subject_id")).fill_null(False)
     return SourceTable(
         PATIENT,
         texts=(
@@ -123,9 +122,9 @@ def unit_stays() -> SourceTable:
             ("bad_time", no_time),
             ("time_out_of_range", ~end.dt.year().is_between(clock.FIRST_YEAR, clock.LAST_YEAR)),
             ("bad_birth", has("age") & _age().is_null()),
-            ("duplicate_stay", ~is_first(UNIT)),
-            ("contradicts_its_stay", other_end | other_person),
             ("discharge_before_admission", (discharged < admitted) | (left < 0)),
+            ("duplicate_stay", ~is_first(UNIT)),
+            ("contradicts_its_stay", _is_minority(end) | _is_minority(person)),
         ),
         rules=(*_person_rules(), *_hospital_rules(), *_unit_rules()),
     )
@@ -249,6 +248,13 @@ def _hospital_end() -> pl.Expr:
     )
     end = text.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False, time_unit="us")
     return end.dt.truncate("1m")
+
+
+def _is_minority(value: pl.Expr) -> pl.Expr:
+    """Whether a usable row says otherwise than most of its stay's; of a tie, than the first."""
+    usable = pl.when(~has(REASON)).then(value)
+    most = usable.drop_nulls().mode(maintain_order=True).first().over("subject_id")
+    return (value != most).fill_null(False)
 
 
 def _minutes(column: str) -> pl.Expr:

@@ -315,7 +315,7 @@ def _intake_output() -> SourceTable:
                 pl.when(is_pounds).then(value * POUNDS).otherwise(value),
                 not_a_number("cellvaluetext"),
                 where=is_weight,
-                once_per=(UNIT, "intakeoutputoffset", entered),
+                once_per=(UNIT, "intakeoutputoffset", pl.coalesce(entered, "intakeoutputoffset")),
             ),
         ),
     )

@@ -5,40 +5,46 @@ The shards are read twice in batches: once for what must be known beforehand (ho
 subjects are where), once to write. The writer sorts and re-shards, so subjects spread over files,
 rows out of order and mixed spellings of types do no harm; each is noted in the summary.
 
-What the source says is kept: splits, descriptions, `available_time` and `encounter_id` where it
-has them. What MEDS does not say is filled in by `meds_stays`. A data set of our own comes out as it
-went in.
+What the source says is kept: `available_time` and `encounter_id` where it has them, and what
+`meds_metadata` reads. What MEDS does not say is filled in by `meds_stays`. A data set of our own
+comes out as it went in.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from tqdm import tqdm
 
-from tsfm import codes, event_table, schema
+from tsfm import event_table, schema
 from tsfm.errors import FormatError, InputError
 from tsfm.event_table import EventWriter
-from tsfm.ingest import meds_stays
+from tsfm.ingest import meds_metadata, meds_stays
 from tsfm.ingest.meds_shards import ROW, Shard, ShardReader, find_shards
-from tsfm.ingest.provenance import IngestSummary, dataset_facts, source_name
+from tsfm.ingest.provenance import IngestSummary
 from tsfm.ingest.quarantine import Quarantine
+from tsfm.output_folder import check_apart
 
 BATCH_ROWS = 1_000_000
 _SOURCE = "events"
 _MAX_LISTED = 1000
-_CONVERSIONS = {
+_TIMES = (schema.TIME, schema.AVAILABLE_TIME)
+_COUNTED = {
     "aware_times": "{:,} columns of times with a zone were brought to UTC",
     "float64_values": "{:,} shards hold 64-bit values: kept with 32 bits, as MEDS asks",
     "old_names": "{:,} shards have other column names (patient_id, hadm_id): read as ours",
     "not_finite": "{:,} values were infinite or beyond 32-bit floats: left empty",
     "nan": "{:,} values were NaN: left empty",
+    "split_conflicts": "{:,} subjects were in folders of two splits or listed with two: the one "
+    "kept furthest from training has them",
+    "split_unlike": "{:,} subjects are in a folder of another split than the table of splits says: "
+    "the table is followed",
+    "split_unsaid": "{:,} subjects are in no split of the source: split by a hash of their id",
 }
 
 
@@ -69,9 +75,10 @@ def ingest_meds(
         batch_rows: Events held in memory at a time; what is written does not depend on it.
 
     Raises:
-        InputError: `missing_source`, `empty_source`, `output_exists` or `bad_coding_delay`.
+        InputError: `missing_source`, `empty_source`, `output_exists`, `output_in_use`,
+            `output_inside_source` or `bad_coding_delay`.
         FormatError: `bad_parquet`, `missing_column`, `ambiguous_column`, `wrong_column_type`,
-            `bad_metadata` or `too_many_quarantined`.
+            `ambiguous_times`, `bad_metadata` or `too_many_quarantined`.
         IntegrityError: `checksum_mismatch`.
     """
     if not 0 <= coding_delay_hours < 24 * 3660:
@@ -83,37 +90,42 @@ def ingest_meds(
         )
     root = Path(src)
     shards = find_shards(root)
-    facts = _read_facts(root)
+    check_apart(root, out)
+    facts = meds_metadata.read_facts(root)
+    descriptions, notes = meds_metadata.read_descriptions(root)
+    source_ids = event_table.subject_ids(root)
     summary = IngestSummary("meds")
-    with EventWriter(out, n_shards=n_shards) as writer:
+    with EventWriter(out, n_shards=n_shards, with_signals=False) as writer:
         for stale in (Path(out) / "quarantine").glob("*.ndjson"):
             stale.unlink()  # of a run that failed
         quarantine = Quarantine(out)
         try:
             run = _Run(shards, writer, quarantine, summary, batch_rows, progress)
             run.survey()
+            splits = meds_metadata.read_splits(root, run.folder_splits(), run.counts)
             run.write(timedelta(hours=coding_delay_hours))
         finally:
             quarantine.close()
         _check_counts(summary, quarantine, root, max_quarantined)
         if dates_shifted is None:
-            dates_shifted = _are_dates_shifted(facts, root)
+            dates_shifted = meds_metadata.are_dates_shifted(facts, root)
         as_of = facts.get("data_as_of")
         if as_of is None and not dates_shifted and run.latest is not None:
             as_of = run.latest.isoformat()
-        splits = run.splits(root)
-        summary.notes += run.notes(coding_delay_hours)
+        copied = meds_metadata.copy_signals(root, writer.unfinished, run.signals)
+        summary.notes += run.notes(coding_delay_hours) + notes + copied
         info = writer.finish(
-            dataset=dataset_facts(
-                str(facts.get("dataset_name") or source_name(root)),
-                module="meds_dataset",
-                clock="utc" if run.counts["aware_times"] else str(facts.get("clock") or "wall"),
+            dataset=meds_metadata.kept_facts(
+                facts,
+                root,
+                is_utc=run.is_utc,
+                is_filled=run.counts["billed"] > 0,
                 coding_delay_hours=coding_delay_hours,
                 data_as_of=as_of,
                 dates_shifted=dates_shifted,
             ),
-            descriptions=_read_descriptions(root, summary),
-            subject_ids=event_table.subject_ids(root),
+            descriptions=descriptions,
+            subject_ids=source_ids,
             subject_splits=splits,
         )
     summary.n_subjects, summary.n_events = info.n_subjects, info.n_events
@@ -132,6 +144,8 @@ class _Run:
     progress: bool | None
     counts: Counter[str] = field(default_factory=Counter[str])
     latest: datetime | None = None
+    signals: set[str] = field(default_factory=set[str])
+    is_utc: bool = False
     _readers: list[ShardReader] = field(default_factory=list[ShardReader])
     _stays: pl.DataFrame = field(default_factory=pl.DataFrame)
     _shards_of: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
@@ -140,14 +154,16 @@ class _Run:
     def survey(self) -> None:
         """Learn the stays, where each subject is, and whether rows are in order."""
         bounds: list[pl.DataFrame] = []
-        names = [schema.SUBJECT_ID, schema.TIME, schema.CODE, schema.ENCOUNTER_ID]
+        names = [schema.SUBJECT_ID, *_TIMES, schema.CODE, schema.ENCOUNTER_ID]
+        zones = _ZoneCheck()
         for number, shard in enumerate(self.shards):
             reader = ShardReader(shard, self.counts)
             self._dropped.update(reader.dropped)
             scouted = ShardReader(shard, Counter())  # conversions are counted when writing
             order = _OrderCheck()
             for batch in scouted.batches(names, self.batch_rows):
-                rows = batch.filter(_reason().is_null())
+                zones.add(batch, scouted)
+                rows = batch.filter(_reason(batch.columns).is_null())
                 order.add(rows)
                 for subject in rows[schema.SUBJECT_ID].unique().to_list():
                     seen = self._shards_of.setdefault(subject, [])
@@ -158,6 +174,7 @@ class _Run:
             self.counts["not_contiguous"] += order.not_contiguous
             self.counts["not_ordered"] += order.not_ordered
             self._readers.append(reader)
+        self.is_utc = zones.are_aware()
         self.counts["split_subjects"] = sum(len(where) > 1 for where in self._shards_of.values())
         if bounds:
             self._stays = meds_stays.pair_stays(pl.concat(bounds, how="diagonal"))
@@ -176,7 +193,7 @@ class _Run:
     def _write_batch(
         self, batch: pl.DataFrame, shard: Shard, reader: ShardReader, delay: timedelta
     ) -> None:
-        batch = batch.with_columns(_reason().alias("_reason"))
+        batch = batch.with_columns(_reason(batch.columns).alias("_reason"))
         failed = batch.filter(pl.col("_reason").is_not_null())
         for (reason,), rows in failed.group_by(["_reason"], maintain_order=True):
             lines = rows[ROW].to_list()
@@ -194,6 +211,8 @@ class _Run:
         last = rows[schema.TIME].max()
         if isinstance(last, datetime):
             self.latest = last if self.latest is None else max(last, self.latest)
+        if schema.SIGNAL_ID in rows.columns:
+            self.signals.update(rows[schema.SIGNAL_ID].drop_nulls().unique())
         if schema.ENCOUNTER_ID not in rows.columns and self._stays.height:
             rows = meds_stays.add_encounters(rows, self._stays)
             self.counts["encounters"] += rows.height - rows[schema.ENCOUNTER_ID].null_count()
@@ -204,37 +223,15 @@ class _Run:
             self.counts["available_at_time"] += rows.height - n_billed
         self.writer.add(rows)
 
-    def splits(self, root: Path) -> dict[int, str]:
-        """Splits that the source gives: by its table, else by its folders."""
-        path = schema.metadata_dir(root) / "subject_splits.parquet"
-        if path.exists():
-            table = event_table.read_table(path)
-            column = next(
-                (n for n in (schema.SUBJECT_ID, "patient_id") if n in table.column_names), ""
-            )
-            if not column or "split" not in table.column_names:
-                raise FormatError(
-                    "the table of splits lacks its columns",
-                    code="bad_metadata",
-                    place=path.name,
-                    remedy="It needs subject_id and split.",
-                )
-            known = dict(zip(table[column].to_pylist(), table["split"].to_pylist(), strict=True))
-            return {subject: split for subject, split in known.items() if split}
-        # A subject in two folders goes to the one that is trained on least.
-        by_care = (*reversed(schema.SPLITS),)
-        found: dict[int, str] = {}
+    def folder_splits(self) -> Iterator[tuple[int, set[str]]]:
+        """Every subject with the splits whose folders it is in."""
         for subject, where in self._shards_of.items():
-            named = {split for n in where if (split := self.shards[n].split) is not None}
-            self.counts["split_conflicts"] += len(named) > 1
-            if named:
-                found[subject] = min(named, key=by_care.index)
-        return found
+            yield subject, {split for n in where if (split := self.shards[n].split) is not None}
 
     def notes(self, delay_hours: float) -> list[str]:
         """What the reader must know of what was converted or filled in."""
         n = self.counts
-        notes = [text.format(n[name]) for name, text in _CONVERSIONS.items() if n[name]]
+        notes = [text.format(n[name]) for name, text in _COUNTED.items() if n[name]]
         if n["not_contiguous"] or n["not_ordered"]:
             notes.append(
                 f"{n['not_contiguous']:,} shards had scattered subjects and {n['not_ordered']:,} "
@@ -254,11 +251,6 @@ class _Run:
             notes.append(
                 f"{n['encounters']:,} events within {self._stays.height:,} hospital stays were "
                 "given an encounter id"
-            )
-        if n["split_conflicts"]:
-            notes.append(
-                f"{n['split_conflicts']:,} subjects were in folders of two splits: the one kept "
-                "furthest from training has them"
             )
         if self._dropped:
             notes.append(f"columns not read: {', '.join(sorted(self._dropped))}")
@@ -292,7 +284,34 @@ class _OrderCheck:
         self._last = frame.tail(1)
 
 
-def _reason() -> pl.Expr:
+class _ZoneCheck:
+    """Whether times have a zone everywhere or nowhere."""
+
+    def __init__(self) -> None:
+        self._naive: str | None = None
+        self._aware = False
+
+    def add(self, batch: pl.DataFrame, reader: ShardReader) -> None:
+        for name in (name for name in _TIMES if name in batch.columns):
+            if batch[name].null_count() == batch.height:
+                continue  # no time is on no clock
+            if name in reader.aware:
+                self._aware = True
+            else:
+                self._naive = self._naive or reader.shard.name
+
+    def are_aware(self) -> bool:
+        if self._aware and self._naive is not None:
+            raise FormatError(
+                "times without a zone, where others have one",
+                code="ambiguous_times",
+                place=self._naive,
+                remedy="Give all times a zone, or none.",
+            )
+        return self._aware
+
+
+def _reason(columns: list[str]) -> pl.Expr:
     """Why an event can't be used; null where it can."""
     code = pl.col(schema.CODE)
     return (
@@ -300,7 +319,7 @@ def _reason() -> pl.Expr:
         .then(pl.lit("no_subject"))
         .when(code.is_null() | (code.str.len_bytes() == 0))
         .then(pl.lit("no_code"))
-        .when(~meds_stays.in_clock_range())
+        .when(~meds_stays.in_clock_range(*(name for name in _TIMES if name in columns)))
         .then(pl.lit("time_out_of_range"))
     )
 
@@ -323,45 +342,3 @@ def _check_counts(
             place=str(quarantine.folder),
             remedy="See the reasons there, or raise --max-quarantined.",
         )
-
-
-def _read_facts(root: Path) -> dict[str, Any]:
-    try:
-        facts: Any = event_table.dataset_facts(root)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict):
-        raise FormatError(
-            "not a JSON object",
-            code="bad_metadata",
-            place="metadata/dataset.json",
-            remedy="Mend or remove it.",
-        )
-    return facts
-
-
-def _are_dates_shifted(facts: dict[str, Any], root: Path) -> bool:
-    said = facts.get("dates_shifted")
-    if isinstance(said, bool):
-        return said
-    name = str(facts.get("dataset_name") or "") + source_name(root)
-    return "mimic" in name.lower()
-
-
-def _read_descriptions(root: Path, summary: IngestSummary) -> dict[str, str]:
-    path = schema.metadata_dir(root) / "codes.parquet"
-    if not path.exists():
-        return {}
-    rows = event_table.read_table(path).to_pylist()
-    n_parents = sum(
-        row.get("parent_codes") not in (None, [], list(codes.parents(row[schema.CODE]))[:1])
-        for row in rows
-        if row.get(schema.CODE)
-    )
-    if n_parents:
-        summary.notes.append(f"parent codes of {n_parents:,} codes were replaced by our own")
-    return {
-        row[schema.CODE]: str(row["description"])
-        for row in rows
-        if row.get(schema.CODE) and row.get("description")
-    }

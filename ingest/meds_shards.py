@@ -1,4 +1,4 @@
-# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
 """Event shards of other people's MEDS data sets, read in batches onto our column types.
 
 MEDS has had several spellings in its life and its writers several more: times with a zone, doubles
@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, cast
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tsfm import schema
@@ -33,6 +35,7 @@ _OLD_NAMES = {
 }
 _REQUIRED = (schema.SUBJECT_ID, schema.TIME, schema.CODE)
 _REMEDY = "Copy it again from its source."
+_CALENDAR_DAYS = tuple((day - date(1970, 1, 1)).days for day in (date.min, date.max))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class ShardReader:
     Attributes:
         columns: Source column of each of our columns that the file has.
         dropped: Its other columns.
+        aware: Those of our columns that are times with a zone.
     """
 
     def __init__(self, shard: Shard, counts: Counter[str]) -> None:
@@ -102,6 +106,7 @@ class ShardReader:
         with typed_errors(shard.name, remedy=_REMEDY):
             self._file = pq.ParquetFile(shard.path, page_checksum_verification=True)
             found = self._file.schema_arrow
+        self.aware: set[str] = set()
         self.columns = _match(found.names, shard.name)
         self.dropped = sorted(set(found.names) - set(self.columns.values()))
         for name, source in self.columns.items():
@@ -112,10 +117,11 @@ class ShardReader:
     def batches(self, columns: list[str], batch_rows: int) -> Iterator[pl.DataFrame]:
         """Yield the asked columns that the file has, on the types of the event table, and `ROW`.
 
-        Values that 32-bit floats can't hold, infinities and NaN become null and are counted.
+        Values that 32-bit floats can't hold, infinities and NaN become null and are counted. Times
+        with a zone are brought to UTC; those beyond the years 1 to 9999 are brought to these.
 
         Raises:
-            FormatError: `bad_parquet`.
+            FormatError: `bad_parquet`, or `wrong_column_type`: ids beyond 64 bits with a sign.
             IntegrityError: `checksum_mismatch`.
         """
         wanted = {name: self.columns[name] for name in columns if name in self.columns}
@@ -149,24 +155,35 @@ class ShardReader:
                 place=self.shard.name,
                 remedy="MEDS asks for " + str(schema.EVENTS.field(name).type) + ".",
             )
-        self._counts["aware_times"] += pa.types.is_timestamp(kind) and kind.tz is not None
+        if pa.types.is_timestamp(kind) and kind.tz is not None:
+            self.aware.add(name)
+            self._counts["aware_times"] += 1
         self._counts["float64_values"] += name == schema.NUMERIC_VALUE and pa.types.is_float64(kind)
 
     def _convert(self, frame: pl.DataFrame) -> pl.DataFrame:
         for name in frame.columns:
             column = frame[name]
-            if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone is not None:
-                column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
             if name in (schema.TIME, schema.AVAILABLE_TIME):
                 column = column.cast(pl.Datetime("us"))
             elif name in (schema.SUBJECT_ID, schema.ENCOUNTER_ID):
-                column = column.cast(pl.Int64)
+                column = self._signed(column, name)
             elif name == schema.NUMERIC_VALUE:
                 column = self._finite(column)
             else:
                 column = column.cast(pl.String)
             frame = frame.with_columns(column.alias(name))
         return frame
+
+    def _signed(self, column: pl.Series, name: str) -> pl.Series:
+        signed = column.cast(pl.Int64, strict=False)
+        if signed.null_count() > column.null_count():
+            raise FormatError(
+                f"column '{name}' holds numbers beyond int64",
+                code="wrong_column_type",
+                place=self.shard.name,
+                remedy="MEDS asks for int64: give such subjects or stays other numbers.",
+            )
+        return signed
 
     def _finite(self, column: pl.Series) -> pl.Series:
         wide, narrow = column.cast(pl.Float64), column.cast(pl.Float32)
@@ -200,8 +217,29 @@ def _match(names: list[str], place: str) -> dict[str, str]:
 
 
 def _plain(column: Any) -> Any:
-    """A column without dictionaries; text columns as large strings."""
+    """A column without dictionaries; times without a zone, and within the calendar."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return column.cast(kind.value_type)
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return _within_calendar(column)
     return column
+
+
+def _within_calendar(column: Any) -> Any:
+    """Times as they are, those beyond the calendar at its ends.
+
+    Other units of them overflow, to another time or to none: an event of no time is one that was
+    always known.
+    """
+    kind = column.type
+    if pa.types.is_date(kind):
+        bits, per_day = (pa.int32(), 1) if pa.types.is_date32(kind) else (pa.int64(), 86_400_000)
+    elif kind.unit == "ns":  # 64 bits of them end in 2262
+        return column.cast(pa.timestamp("ns"))
+    else:
+        bits, per_day = pa.int64(), 86_400 * {"s": 1, "ms": 1000, "us": 1_000_000}[kind.unit]
+        kind = pa.timestamp(kind.unit)
+    ends = (pa.scalar(day * per_day, bits) for day in _CALENDAR_DAYS)
+    numbers = pc.max_element_wise(column.cast(bits), next(ends), skip_nulls=False)
+    return pc.min_element_wise(numbers, next(ends), skip_nulls=False).cast(kind)

@@ -41,10 +41,15 @@ def is_bound() -> pl.Expr:
     return is_class(codes.ADMISSION) | is_class(codes.DISCHARGE)
 
 
-def in_clock_range() -> pl.Expr:
-    """Rows whose time is none, or in a year that a de-identified record may have."""
-    year = pl.col(schema.TIME).dt.year()
-    return year.is_null() | year.is_between(clock.FIRST_YEAR, clock.LAST_YEAR)
+def in_clock_range(*columns: str) -> pl.Expr:
+    """Rows whose times are none, or in a year that a de-identified record may have."""
+    return pl.all_horizontal(_in_clock_range(pl.col(name)) for name in columns)
+
+
+def _in_clock_range(time: pl.Expr) -> pl.Expr:
+    # A time beyond the calendar has no year: it is there, and out of range.
+    year = time.dt.year().is_between(clock.FIRST_YEAR, clock.LAST_YEAR)
+    return time.is_null() | year.fill_null(value=False)
 
 
 def pair_stays(bounds: pl.DataFrame) -> pl.DataFrame:

@@ -7,7 +7,7 @@ is an encounter of its own (its `stay_id`), as it is there.
 
 The row of an infusion or a procedure is stored again when it ends, so its `storetime` may be late.
 Its start is taken to be known when the row was stored but at the latest when it ended; its end no
-earlier than it came.
+earlier than it came. A row that does not say when it was stored is known at these times.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def ed_stays() -> SourceTable:
         dated_by=("intime",),
         checks=(
             ("bad_encounter", pl.col("stay_id").is_null()),
-            ("duplicate_stay", ~is_first("stay_id")),
             ("discharge_before_admission", pl.col("outtime") < pl.col("intime")),
+            ("duplicate_stay", ~is_first("stay_id")),
         ),
         rules=(
             EventRule(pl.lit(codes.ED_ARRIVAL), "intime"),
@@ -74,7 +74,8 @@ def icu_tables() -> tuple[SourceTable, ...]:
     """Tables of `icu/` that are read chunk by chunk, in their order."""
     item = pl.col("itemid")
     stored = pl.max_horizontal("charttime", "storetime")
-    start_known = pl.max_horizontal("starttime", pl.min_horizontal("endtime", "storetime"))
+    stored_by_end = pl.when(has("storetime")).then(pl.min_horizontal("endtime", "storetime"))
+    start_known = pl.max_horizontal("starttime", stored_by_end)
     end_known = pl.max_horizontal("endtime", "storetime")
     at_charting = {"storetime": "available at charttime"}
     return (
@@ -93,6 +94,7 @@ def icu_tables() -> tuple[SourceTable, ...]:
         SourceTable(
             "icu/outputevents",
             times=("charttime", "storetime"),
+            stored=("storetime",),
             texts=("itemid", "value", "valueuom"),
             needs=("itemid",),
             dated_by=("charttime",),
@@ -110,6 +112,7 @@ def icu_tables() -> tuple[SourceTable, ...]:
         SourceTable(
             "icu/inputevents",
             times=("starttime", "endtime", "storetime"),
+            stored=("storetime",),
             texts=("itemid", "amount", "amountuom", "rate", "rateuom", "patientweight"),
             needs=("itemid",),
             dated_by=("starttime",),
@@ -142,6 +145,7 @@ def icu_tables() -> tuple[SourceTable, ...]:
         SourceTable(
             "icu/procedureevents",
             times=("starttime", "endtime", "storetime"),
+            stored=("storetime",),
             texts=("itemid",),
             needs=("itemid",),
             dated_by=("starttime",),
@@ -154,6 +158,7 @@ def icu_tables() -> tuple[SourceTable, ...]:
         SourceTable(
             "icu/datetimeevents",
             times=("charttime", "storetime"),
+            stored=("storetime",),
             texts=("itemid", "value"),
             needs=("itemid",),
             dated_by=("charttime",),

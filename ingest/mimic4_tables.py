@@ -5,8 +5,8 @@ Codes and times are those of the official MEDS conversion (MIMIC_IV_MEDS) wherev
 differs on purpose in these points:
 
 * every event says when it could be known: results at their `storetime` (never before they were
-  measured), billing codes a coding delay after the discharge, facts of a bare date at the end of
-  that day;
+  measured), drug orders at their `entertime` (never before they begin), billing codes a coding
+  delay after the discharge, facts of a bare date at the end of that day;
 * a death without an hour stands at the end of its day, not at its start;
 * a blood pressure `120/80` of `omr` becomes two values, and `omr` values are numbers;
 * runs of blanks within a name become one, and a part of a code is cut at 120 characters;
@@ -14,7 +14,8 @@ differs on purpose in these points:
 * race, services, microbiology, charted dates, prescriptions and ED measurements are read too: one
   event a microbiology test, one an organism that grew, one an antibiotic tried.
 
-Columns: https://mimic.mit.edu/docs/iv/. A table here is only a declaration; `mimic4` runs it.
+Columns: https://mimic.mit.edu/docs/iv/. A table here is only a declaration; `mimic4` runs it. Drugs
+are `mimic4_drug_tables`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from tsfm import codes
 from tsfm.ingest.source_table import (
     DATED,
     STAY_END,
+    STAY_START,
     EventRule,
     SourceTable,
     code_of,
-    dose_text,
     end_of_day,
     has,
+    is_bare,
     is_first,
     measured,
     not_a_number,
@@ -40,7 +42,7 @@ from tsfm.ingest.source_table import (
     plain_number,
 )
 
-FIRST_ADMISSION, BIRTH_TIME, DEATH_TIME, RACE = "_first", "_birth", "_death", "_race"
+BIRTH_TIME, DEATH_TIME, RACE, RACE_TOLD = "_birth", "_death", "_race", "_race_told"
 """Columns that `hosp/patients` is given, from `hosp/admissions` and its own anchor year."""
 
 DESCRIPTIONS = {
@@ -71,7 +73,7 @@ def hospital_tables(delay: timedelta) -> tuple[SourceTable, ...]:
     Args:
         delay: From a stay's end to the moment its billing codes are known.
     """
-    return (*_billing(delay), *_wards(), *_results(delay), *_medication())
+    return (*_billing(delay), *_wards(), *_results(delay))
 
 
 def patients() -> SourceTable:
@@ -89,9 +91,7 @@ def patients() -> SourceTable:
         ),
         rules=(
             EventRule(code_of(codes.GENDER, pl.col("gender")), None, where=has("gender")),
-            EventRule(
-                code_of(codes.RACE, pl.col(RACE)), None, pl.col(FIRST_ADMISSION), where=has(RACE)
-            ),
+            EventRule(code_of(codes.RACE, pl.col(RACE)), None, pl.col(RACE_TOLD), where=has(RACE)),
             EventRule(pl.lit(codes.BIRTH), BIRTH_TIME),
             EventRule(pl.lit(codes.DEATH), DEATH_TIME),
         ),
@@ -99,18 +99,17 @@ def patients() -> SourceTable:
 
 
 def add_life_dates(patients: pl.DataFrame, admissions: pl.DataFrame) -> pl.DataFrame:
-    """Give cleaned patients their birth and death times and the facts of their first admission.
+    """Give cleaned patients their birth and death times and their race, told by an admission.
 
     A death has the hour of the stay it ended, else it stands at the end of its day.
     """
-    died = pl.when(pl.col("hospital_expire_flag") == "1").then(pl.col("dischtime"))
     stays = (
         admissions.sort("admittime", maintain_order=True)
         .group_by("subject_id", maintain_order=True)
         .agg(
-            pl.col("admittime").first().alias(FIRST_ADMISSION),
             pl.col("race").drop_nulls().first().alias(RACE),
-            pl.coalesce(pl.col("deathtime"), died).min().alias("_died"),
+            pl.col("admittime").filter(has("race")).first().alias(RACE_TOLD),
+            _death_in_hospital().min().alias("_died"),
         )
     )
     year = pl.col("anchor_year").cast(pl.Int32) - pl.col("anchor_age").cast(pl.Int32)
@@ -118,6 +117,16 @@ def add_life_dates(patients: pl.DataFrame, admissions: pl.DataFrame) -> pl.DataF
         pl.datetime(year, 1, 1).alias(BIRTH_TIME),
         pl.coalesce("_died", end_of_day("dod")).alias(DEATH_TIME),
     )
+
+
+def _death_in_hospital() -> pl.Expr:
+    """Time of death that an admission tells; of a bare date, the discharge of that day gives it."""
+    left = pl.when(is_bare("dischtime")).then(end_of_day("dischtime")).otherwise("dischtime")
+    ended = pl.when(pl.col("hospital_expire_flag") == "1").then(left)
+    that_day = end_of_day("deathtime") == end_of_day("dischtime")
+    hour = pl.when(~is_bare("deathtime")).then("deathtime")
+    without_hour = pl.when(has("deathtime").not_() | that_day).then(ended)
+    return pl.coalesce(hour, without_hour, end_of_day("deathtime"))
 
 
 def admissions(*, with_ed_times: bool) -> SourceTable:
@@ -139,8 +148,8 @@ def admissions(*, with_ed_times: bool) -> SourceTable:
         dated_by=("admittime",),
         checks=(
             ("bad_encounter", pl.col("hadm_id").is_null()),
-            ("duplicate_stay", ~is_first("hadm_id")),
             ("discharge_before_admission", pl.col("dischtime") < pl.col("admittime")),
+            ("duplicate_stay", ~is_first("hadm_id")),
         ),
         rules=(
             EventRule(pl.lit(codes.ED_ARRIVAL), "edregtime", where=in_ed),
@@ -156,6 +165,7 @@ def lab_results(name: str) -> SourceTable:
     return SourceTable(
         name,
         times=("charttime", "storetime"),
+        stored=("storetime",),
         texts=("itemid", "value", "valuenum", "valueuom"),
         needs=("itemid",),
         dated_by=("charttime",),
@@ -186,6 +196,11 @@ def _billing(delay: timedelta) -> tuple[SourceTable, ...]:
     drg = code_of("DRG", pl.col("drg_type"), drg_code, pl.col("description"))
     hcpcs = code_of("HCPCS", pl.col("short_description"))
     billing_code = ("icd_code", "icd_version")
+    # A date alone can't say when it was billed: within an open stay nothing was.
+    has_ended = (
+        ("unknown_encounter", pl.col(STAY_START).is_null()),
+        ("no_time", pl.col(STAY_END).is_null()),
+    )
     return (
         SourceTable(
             "hosp/diagnoses_icd",
@@ -202,6 +217,7 @@ def _billing(delay: timedelta) -> tuple[SourceTable, ...]:
             needs=("icd_code",),
             dated_by=("chartdate",),
             stay="hospital",
+            checks=has_ended,
             rules=(EventRule(icd(codes.PROCEDURE), "chartdate", billed_later),),
         ),
         SourceTable(
@@ -218,6 +234,7 @@ def _billing(delay: timedelta) -> tuple[SourceTable, ...]:
             texts=("short_description",),
             dated_by=("chartdate",),
             stay="hospital",
+            checks=has_ended,
             rules=(EventRule(hcpcs, "chartdate", billed_later),),
         ),
     )
@@ -245,7 +262,8 @@ def _wards() -> tuple[SourceTable, ...]:
 
 
 def _results(delay: timedelta) -> tuple[SourceTable, ...]:
-    specimen = ("micro_specimen_id", "test_itemid")
+    test = ("micro_specimen_id", "test_itemid")
+    specimen = ("subject_id", *test)
     stored = pl.coalesce(pl.col("storetime"), end_of_day("storedate"), pl.col(DATED) + delay)
     filed = pl.max_horizontal(DATED, stored)
     resistance = code_of(
@@ -265,8 +283,9 @@ def _results(delay: timedelta) -> tuple[SourceTable, ...]:
         SourceTable(
             "hosp/microbiologyevents",
             times=("charttime", "chartdate", "storedate", "storetime"),
+            stored=("storetime",),
             texts=(
-                *specimen,
+                *test,
                 "org_itemid",
                 "ab_itemid",
                 "dilution_text",
@@ -321,50 +340,6 @@ def _results(delay: timedelta) -> tuple[SourceTable, ...]:
                 ),
                 half("systolic", 1),
                 half("diastolic", 2),
-            ),
-        ),
-    )
-
-
-def _medication() -> tuple[SourceTable, ...]:
-    name = pl.col("medication")
-    return (
-        SourceTable(
-            "hosp/prescriptions",
-            times=("starttime",),
-            texts=("drug", "dose_val_rx", "dose_unit_rx"),
-            dated_by=("starttime",),
-            rules=(
-                EventRule(
-                    code_of(codes.MEDICATION, pl.col("drug"), "ORDERED"),
-                    "starttime",
-                    numeric=number("dose_val_rx"),
-                    text=dose_text("dose_val_rx", "dose_unit_rx"),
-                ),
-            ),
-        ),
-        SourceTable(
-            "hosp/pharmacy",
-            times=("starttime", "stoptime"),
-            texts=("medication",),
-            dated_by=("starttime", "stoptime"),
-            rules=(
-                EventRule(code_of(codes.MEDICATION, "START", name), "starttime"),
-                EventRule(code_of(codes.MEDICATION, "STOP", name), "stoptime"),
-            ),
-        ),
-        SourceTable(
-            "hosp/emar",
-            times=("charttime", "storetime"),
-            texts=("medication", "event_txt"),
-            dated_by=("charttime",),
-            fallbacks={"storetime": "available at charttime"},
-            rules=(
-                EventRule(
-                    code_of(codes.MEDICATION, name, pl.col("event_txt")),
-                    "charttime",
-                    pl.max_horizontal("charttime", "storetime"),
-                ),
             ),
         ),
     )

@@ -1,9 +1,10 @@
 # pyright: strict
 """Rows that can't be used, set aside and counted instead of lost.
 
-A quarantined row is written to `quarantine/<reason>.ndjson` as its place (file, line, byte offset)
-and a hash of its bytes. Its contents stay in the source, where access to them is already governed;
-no value, name or date of a patient is copied.
+A quarantined row is written to `quarantine/<reason>.ndjson` as its place and a hash: of NDJSON the
+file, line, byte offset and bytes, of a table the file, the number of the row and the columns that
+are read. Its contents stay in the source, where access to them is already governed; no value, name
+or date of a patient is copied.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Quarantine:
         Args:
             reason: Stable snake_case reason code; names the file it is written to.
             file: File name within the source, without folders above it.
-            line: Line number, from 1.
-            offset: Byte offset in the (uncompressed) file.
-            raw: The row's bytes: only their hash is kept.
+            line: Line number, from 1; of a table the number of the row, `csv_rows.LINE`.
+            offset: Byte offset in the (uncompressed) file, where it is known.
+            raw: The row's bytes, or its columns that are read: only their hash is kept.
             kind: Resource type or table.
             rows: How many source rows this stands for.
         """

@@ -23,8 +23,11 @@ STAY_START, STAY_END, ENCOUNTER = "_stay_start", "_stay_end", "_encounter"
 """Columns that a table with a `stay` is given; without one only `ENCOUNTER`."""
 EACH = "_each"
 """Column in which a rule with `each` finds one item of its list."""
+REASON = "_reason"
+"""Column in which a check finds the reason of an earlier one for which a row can't be used."""
 
 _NUMBER = r"^\s*(?:[<>]=?|~)?\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*$"
+_THOUSANDS = r"^\d{1,3}(?:,\d{3})+(?:\.\d+)?$"
 _LARGEST = 3.4e38  # of a 32-bit float
 
 
@@ -35,11 +38,13 @@ class EventRule:
     Attributes:
         code: Code string.
         time: Column of the event's time; rows without it give no such event. None: a static fact.
-        available: When it could first be known; at `time` where null or not given.
+        available: When it could first be known; at `time` where null or not given. Where `time` is
+            a bare date of the table, not before the end of that day.
         numeric: Value.
         text: Value as text, where it is not a plain number.
         where: Rows that give this event.
-        once_per: Only the first row with the same values in these columns gives it.
+        once_per: Only the first row with the same values in these columns gives it; a row that
+            lacks one of them is no repetition of another.
         each: A list: the rule gives an event for each of its items that is not null, in `EACH`.
     """
 
@@ -49,7 +54,7 @@ class EventRule:
     numeric: pl.Expr | None = None
     text: pl.Expr | None = None
     where: pl.Expr | None = None
-    once_per: tuple[str, ...] = ()
+    once_per: tuple[str | pl.Expr, ...] = ()
     each: pl.Expr | None = None
 
 
@@ -60,6 +65,8 @@ class SourceTable:
     Attributes:
         name: Folder and file name without its suffix.
         times: Columns that hold times or dates.
+        stored: Of these, the ones that say when something was stored: a bare date among them means
+            the end of its day.
         texts: Other columns that are read.
         rules: The events of a row, in their order.
         needs: Columns without which a row has no code.
@@ -69,12 +76,14 @@ class SourceTable:
             used if it is dated by one of them. Where `ids` do not name the subject, the stay says
             who it is and which encounter, and a row of an unknown stay can't be used at all.
         minutes: Columns of whole minutes since the start of the stay; they become times.
-        checks: Reason codes and what makes a row unusable for them.
+        checks: Reason codes and what makes a row unusable for them, after all other reasons.
+        joined: An identifier among `texts`, and the columns that `TableEvents.joins` has for it.
         fallbacks: Columns whose absence changes `available`, with the words of the note.
     """
 
     name: str
     times: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     rules: tuple[EventRule, ...] = ()
     needs: tuple[str, ...] = ()
@@ -83,6 +92,7 @@ class SourceTable:
     stay: str | None = None
     minutes: tuple[str, ...] = ()
     checks: tuple[tuple[str, pl.Expr], ...] = ()
+    joined: tuple[str, ...] = ()
     fallbacks: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -130,11 +140,18 @@ def measured(value: str, parsed: str) -> pl.Expr:
     )
 
 
+def dose_number(dose: str) -> pl.Expr:
+    """A dose's number, which may have commas between its thousands: `25,000`."""
+    whole = pl.col(dose).str.extract(f"({_THOUSANDS})").str.replace_all(",", "", literal=True)
+    value = whole.cast(pl.Float64, strict=False)
+    return pl.coalesce(number(dose), pl.when(value.abs() <= _LARGEST).then(value))
+
+
 def dose_text(dose: str, unit: str) -> pl.Expr:
     """The unit of a dose that is a number, since its code does not say it; else dose and unit."""
     both = pl.concat_str([pl.col(dose), pl.col(unit)], separator=" ", ignore_nulls=True)
     return (
-        pl.when(plain_number(dose).is_not_null())
+        pl.when(plain_number(dose).is_not_null() | pl.col(dose).str.contains(_THOUSANDS))
         .then(pl.col(unit))
         .when(has(dose) | has(unit))
         .then(both)
@@ -146,6 +163,16 @@ def end_of_day(date: str) -> pl.Expr:
     return pl.col(date).dt.truncate("1d") + timedelta(days=1, microseconds=-1)
 
 
+def is_bare(time: str) -> pl.Expr:
+    """Whether one of a table's `times`, or `DATED`, is a date without an hour."""
+    return pl.col(bare_flag(time))
+
+
+def bare_flag(time: str) -> str:
+    """Name of the column that says it."""
+    return f"_bare_{time}"
+
+
 def path_of(path: pl.Expr, separator: str, *, skip: int = 0) -> pl.Expr:
     """Parts of a code from a path such as `renal|dialysis|hemodialysis`, without its first few."""
     parts = path.str.split(separator).list.slice(skip).list.eval(_part(pl.element()))
@@ -153,8 +180,8 @@ def path_of(path: pl.Expr, separator: str, *, skip: int = 0) -> pl.Expr:
 
 
 def is_first(column: str) -> pl.Expr:
-    """Whether a row is the first with its value in a column."""
-    return pl.col(column).is_first_distinct()
+    """Whether a row is the first with its value in a column that the earlier checks let pass."""
+    return pl.col(REASON).is_null().cum_sum().over(column) == 1
 
 
 def has(column: str) -> pl.Expr:

@@ -23,10 +23,15 @@ from tsfm.ingest.source_table import (
     DATED,
     EACH,
     ENCOUNTER,
+    REASON,
     STAY_END,
     STAY_START,
     EventRule,
     SourceTable,
+    bare_flag,
+    end_of_day,
+    has,
+    is_bare,
 )
 
 MAX_MINUTES = 500 * 366 * 24 * 60
@@ -34,7 +39,7 @@ MAX_MINUTES = 500 * 366 * 24 * 60
 MAX_ENTRIES = 1000
 """Rows of one table and reason that are listed one by one; more are listed as one entry a chunk."""
 
-_REASON, _RAW = "_reason", "_raw"
+_RAW = "_raw"
 _TIME_FORMATS = ("%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f")
 
 
@@ -49,6 +54,7 @@ class TableEvents:
     Attributes:
         subjects: Known subject ids; rows of others can't be used. None: not known yet.
         stays: By kind of stay: `stay_frame`.
+        joins: By identifier: rows of `subject_id`, the identifier and what `joined` wants of it.
         seen_codes: Codes of all events so far.
     """
 
@@ -56,6 +62,7 @@ class TableEvents:
         """Start with no subjects and no stays."""
         self.subjects: pl.Series | None = None
         self.stays: dict[str, pl.DataFrame] = {}
+        self.joins: dict[str, pl.DataFrame] = {}
         self.seen_codes: set[str] = set()
         self._writer, self._quarantine, self._summary = writer, quarantine, summary
         self._listed: dict[tuple[str, str], int] = {}
@@ -84,21 +91,21 @@ class TableEvents:
         self.set_aside(table.name, file, bad)
         if not rows.height:
             return self._parse(table, rows)
-        parsed = self._parse(table, rows).with_columns(self._reason(table).alias(_REASON))
-        failed = parsed.filter(pl.col(_REASON).is_not_null())
+        parsed = self._with_reason(table, self._parse(table, rows))
+        failed = parsed.filter(pl.col(REASON).is_not_null())
         if failed.height:
             raw = pl.concat_str(table.columns, separator=",", ignore_nulls=True).alias(_RAW)
-            text = rows.select(LINE, raw).join(failed.select(LINE, _REASON), on=LINE)
-            for (reason,), part in text.group_by([_REASON], maintain_order=True):
+            text = rows.select(LINE, raw).join(failed.select(LINE, REASON), on=LINE)
+            for (reason,), part in text.group_by([REASON], maintain_order=True):
                 lines = part[LINE].to_list(), part[_RAW].to_list()
                 pairs = zip(*lines, strict=True)
                 aside = [BadRow(str(reason), line, raw.encode()) for line, raw in pairs]
                 self.set_aside(table.name, file, aside)
-            parsed = parsed.filter(pl.col(_REASON).is_null())
+            parsed = parsed.filter(pl.col(REASON).is_null())
         for column in table.fallbacks:
             key = (table.name, column)
             self._fallbacks[key] = self._fallbacks.get(key, 0) + parsed[column].null_count()
-        return parsed.drop(_REASON)
+        return parsed.drop(REASON)
 
     def write(self, table: SourceTable, rows: pl.DataFrame) -> None:
         """Write the events of cleaned rows and count the rows that gave any."""
@@ -137,7 +144,11 @@ class TableEvents:
         given = (*table.times, *table.minutes, *_encounter_ids(table))
         parsed = trimmed.with_columns(
             *(pl.col(name).cast(pl.Int64, strict=False) for name in table.ids),
-            *(parse_times(trimmed[name]) for name in table.times),
+            *(
+                parse_stored(trimmed[name]) if name in table.stored else parse_times(trimmed[name])
+                for name in table.times
+            ),
+            *(are_bare(trimmed[name]).alias(bare_flag(name)) for name in table.times),
             *(trimmed[name].is_not_null().alias(_given(name)) for name in given),
         )
         if table.names_subject:
@@ -152,13 +163,32 @@ class TableEvents:
             parsed = parsed.join(
                 stays, on=key, how="left", maintain_order="left", validate="m:1"
             ).with_columns(_after_start(name) for name in table.minutes)
+        if table.joined:
+            parsed = self._join(table.joined, parsed)
         dates = [pl.col(name) for name in table.dated_by]
+        bare = [
+            pl.when(has(name)).then(is_bare(name) if _is_dated(table, name) else False)
+            for name in table.dated_by
+        ]
         return parsed.with_columns(
             pl.coalesce(dates or pl.lit(None, pl.Datetime("us"))).alias(DATED),
+            pl.coalesce([*bare, False]).alias(bare_flag(DATED)),
         )
 
-    def _reason(self, table: SourceTable) -> pl.Expr:
-        """First reason for which a row can't be used; null where it can."""
+    def _join(self, joined: tuple[str, ...], parsed: pl.DataFrame) -> pl.DataFrame:
+        """Rows with the columns of another table; the latest where it has several."""
+        key, *columns = joined
+        parsed = parsed.with_columns(pl.col(key).cast(pl.Int64, strict=False))
+        if key not in self.joins:
+            return parsed.with_columns(pl.lit(None, pl.Datetime("us")).alias(n) for n in columns)
+        on = ["subject_id", key]
+        # Few rows of a chunk against many of a whole table: a join would go over those again.
+        found = self.joins[key].filter(pl.col(key).is_in(parsed[key].implode()))
+        found = found.group_by(on).agg(pl.col(columns).max())
+        return parsed.join(found, on=on, how="left", maintain_order="left", validate="m:1")
+
+    def _with_reason(self, table: SourceTable, parsed: pl.DataFrame) -> pl.DataFrame:
+        """Rows with the first reason for which they can't be used; null where they can."""
         subject = pl.col("subject_id")
         unknown = subject.is_null()
         if self.subjects is not None:
@@ -177,16 +207,17 @@ class TableEvents:
             ("bad_time", bad_time),
             ("time_out_of_range", late),
             ("no_code", [pl.col(name).is_null() for name in table.needs]),
-            *((name, [check]) for name, check in table.checks),
             ("unknown_encounter", [pl.col(STAY_START).is_null()] if by_stay else []),
             ("no_time", [pl.col(DATED).is_null()] if table.dated_by else []),
+            *((name, [check]) for name, check in table.checks),
         ]
-        reason = pl.lit(None, pl.String)
-        for name, tests in reversed(checks):
+        parsed = parsed.with_columns(pl.lit(None, pl.String).alias(REASON))
+        for name, tests in checks:
             if tests:
                 failed = pl.any_horizontal(test.fill_null(False) for test in tests)
-                reason = pl.when(failed).then(pl.lit(name)).otherwise(reason)
-        return reason
+                reason = pl.when(failed & ~has(REASON)).then(pl.lit(name)).otherwise(REASON)
+                parsed = parsed.with_columns(reason.alias(REASON))
+        return parsed
 
     def _events(
         self, table: SourceTable, number: int, rule: EventRule, rows: pl.DataFrame
@@ -212,7 +243,7 @@ class TableEvents:
             (pl.lit(None) if rule.text is None else rule.text)
             .cast(pl.String)
             .alias(schema.TEXT_VALUE),
-            (no_time if rule.available is None else rule.available).alias(schema.AVAILABLE_TIME),
+            _known(table, rule).alias(schema.AVAILABLE_TIME),
             pl.col(ENCOUNTER).alias(schema.ENCOUNTER_ID),
         )
 
@@ -221,10 +252,12 @@ class TableEvents:
     ) -> pl.DataFrame:
         """Rows whose `once_per` values were not met before, in this chunk or an earlier one."""
         before = self._given.get((table.name, number), pl.Series(dtype=pl.UInt64))
-        key = rows.select(pl.struct(rule.once_per).hash(seed=1).alias("key"))["key"]
+        values = rows.select(rule.once_per)
+        key = values.to_struct("key").hash(seed=1)
         new = key.is_first_distinct() & ~key.is_in(before.implode())
         self._given[table.name, number] = pl.concat([before, key.filter(new)])
-        return rows.filter(new)
+        incomplete = values.select(pl.any_horizontal(pl.all().is_null())).to_series()
+        return rows.filter(new | incomplete)
 
 
 def stay_frame(
@@ -263,6 +296,31 @@ def parse_times(text: pl.Series) -> pl.Series:
     return text.to_frame().select(pl.coalesce(pl.lit(times), date, *others).alias(text.name))[
         text.name
     ]
+
+
+def are_bare(text: pl.Series) -> pl.Series:
+    """Whether texts of times are dates without an hour."""
+    return ~text.str.contains(":", literal=True).fill_null(True)
+
+
+def parse_stored(text: pl.Series) -> pl.Series:
+    """Times at which something was stored: a date without an hour is the end of its day."""
+    frame = parse_times(text).to_frame().with_columns(are_bare(text).alias(bare_flag(text.name)))
+    day = pl.when(is_bare(text.name)).then(end_of_day(text.name))
+    return frame.select(pl.coalesce(day, text.name).alias(text.name)).to_series()
+
+
+def _is_dated(table: SourceTable, time: str) -> bool:
+    """Whether a bare date stands at the start of its day in a column."""
+    return time == DATED or time in set(table.times) - set(table.stored)
+
+
+def _known(table: SourceTable, rule: EventRule) -> pl.Expr:
+    """When an event could first be known; null: at its time."""
+    known = pl.lit(None, pl.Datetime("us")) if rule.available is None else rule.available
+    if rule.time is None or not _is_dated(table, rule.time):
+        return known
+    return pl.max_horizontal(known, pl.when(is_bare(rule.time)).then(end_of_day(rule.time)))
 
 
 def _given(column: str) -> str:

@@ -25,7 +25,9 @@ Chunks = Iterator[tuple[pl.DataFrame, list[BadRow]]]
 def find_tables(
     src: Path, folders: Iterable[Path], known: Collection[str], remedy: str, *, nested: bool
 ) -> tuple[dict[str, Path], list[str]]:
-    """Files by table name, and the names of files that are no known table.
+    """Files by table name, and the names of those that are not read.
+
+    These are CSV files of no known table, and known tables that are no CSV files.
 
     Args:
         src: What the user gave, for errors.
@@ -41,11 +43,13 @@ def find_tables(
     unknown: list[str] = []
     for path in (path for folder in folders for path in sorted(folder.iterdir())):
         suffix = next((s for s in reversed(_SUFFIXES) if path.name.lower().endswith(s)), "")
-        if not suffix or not path.is_file():
-            continue
-        name = path.name.lower().removesuffix(suffix)
+        is_csv = bool(suffix) and path.is_file()
+        stem, point, ending = path.name.lower().partition(".")
+        name = path.name.lower().removesuffix(suffix) if is_csv else stem
         name = f"{path.parent.name.lower()}/{name}" if nested else name
-        if name not in known:
+        if not is_csv:
+            unknown += [name + point + ending] if name in known else []
+        elif name not in known:
             unknown.append(name)
         elif name in files:
             raise InputError(
@@ -121,6 +125,14 @@ class TableFolder:
             yield chunk.rename(ours, strict=False), bad
             self.bar.update(rows.n_bytes - before)
             before = rows.n_bytes
+
+    def look_ahead(self, name: str, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """Rows of a table that is read and counted later."""
+        path = self.files[name]
+        for chunk, _ in CsvRows(
+            path, columns, place=path.name, block_bytes=self.block_bytes
+        ).chunks():
+            yield chunk
 
     def whole(self, table: SourceTable) -> pl.DataFrame:
         """All rows of a table at once, cleaned."""

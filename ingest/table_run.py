@@ -81,10 +81,10 @@ def table_run(
         max_quarantined: Share of rows set aside above which the run fails.
 
     Raises:
-        InputError: `output_exists`.
+        InputError: `output_exists` or `output_in_use`.
     """
     summary = IngestSummary(source)
-    with EventWriter(out, n_shards=n_shards) as writer:
+    with EventWriter(out, n_shards=n_shards, with_signals=False) as writer:
         for stale in (Path(out) / "quarantine").glob("*.ndjson"):
             stale.unlink()  # of a run that failed
         quarantine = Quarantine(out)

@@ -1,7 +1,8 @@
 """Parquet whose bytes are checked: page checksums written always, verified always.
 
 A flipped bit in parquet is otherwise read without a word, by every reader we know of. Files are
-written beside their name and renamed, so a reader sees a whole table or none.
+written beside their name and renamed, so a reader sees a whole file or none; that goes for the many
+files of an event table, too (`tsfm.output_folder`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,82 @@ import pyarrow as pa
 
 from tsfm import codes, schema
 from tsfm.checked_parquet import read_table, write_table
+from tsfm.errors import FormatError
 
 
 def subject_ids(root: str | Path) -> dict[int, str]:
-    """Subject id to the id in the source system; empty where the source gave none."""
+    """Subject id to the id in the source system; empty where the source gave none.
+
+    Raises:
+        FormatError: `bad_metadata`.
+    """
     path = schema.metadata_dir(root) / "subject_ids.parquet"
-    if not path.exists():
-        return {}
-    table = read_table(path)
-    return dict(
-        zip(table[schema.SUBJECT_ID].to_pylist(), table["source_id"].to_pylist(), strict=True)
-    )
+    return dict(subject_rows(path, "source_id")) if path.exists() else {}
 
 
 def subject_splits(root: str | Path) -> dict[int, str]:
-    """Subject id to split, from `metadata/subject_splits.parquet`."""
-    table = read_table(schema.metadata_dir(root) / "subject_splits.parquet")
-    return dict(zip(table[schema.SUBJECT_ID].to_pylist(), table["split"].to_pylist(), strict=True))
+    """Subject id to split, from `metadata/subject_splits.parquet`.
+
+    Raises:
+        FormatError: `bad_metadata`.
+    """
+    return dict(subject_rows(schema.metadata_dir(root) / "subject_splits.parquet", "split"))
+
+
+def subject_rows(
+    path: Path, column: str, *, ids: Sequence[str] = (schema.SUBJECT_ID,)
+) -> list[tuple[int, str]]:
+    """Subject ids of a metadata table with what a column says of each, row by row.
+
+    Args:
+        path: The table.
+        column: The column, of text. Rows without an id or a text are left out.
+        ids: Names that the column of ids may have.
+
+    Raises:
+        FormatError: `bad_metadata`: a column is missing or of another type.
+    """
+    table = read_table(path)
+    id_name = next((name for name in ids if name in table.column_names), ids[0])
+    place = f"metadata/{path.name}"
+    texts = text_column(table, column, place=place)
+    numbers = _column(table, id_name, place=place)
+    if not pa.types.is_integer(numbers.type):
+        raise bad_metadata(f"column '{id_name}' is {numbers.type}, not int64", place)
+    try:
+        numbers = numbers.cast(pa.int64())
+    except pa.ArrowInvalid:
+        raise bad_metadata(f"column '{id_name}' holds numbers beyond int64", place) from None
+    rows = zip(numbers.to_pylist(), texts, strict=True)
+    return [(subject, text) for subject, text in rows if subject is not None and text is not None]
+
+
+def text_column(table: pa.Table, name: str, *, place: str) -> list[str | None]:
+    """Values of a column of text.
+
+    Raises:
+        FormatError: `bad_metadata`.
+    """
+    column = _column(table, name, place=place)
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if not (pa.types.is_null(kind) or any(is_kind(kind) for is_kind in kinds)):
+        raise bad_metadata(f"column '{name}' is {column.type}, not string", place)
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raise bad_metadata(f"column '{name}' is not UTF-8", place) from None
+
+
+def bad_metadata(what: str, place: str) -> FormatError:
+    """The error for metadata that can't be what it says."""
+    return FormatError(what, code="bad_metadata", place=place, remedy="Mend or remove it.")
+
+
+def _column(table: pa.Table, name: str, *, place: str) -> pa.ChunkedArray:
+    if table.column_names.count(name) != 1:
+        raise bad_metadata(f"not one column '{name}'", place)
+    return table[name]
 
 
 def dataset_facts(root: str | Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Writing is bounded in memory: events are spilled to one bucket a shard as they come, and each bucket
 is sorted on its own at the end. A subject's shard is a hash of its id, so one subject is in one
 shard whatever the order of the source. Every page carries a checksum and is verified on reading,
-because a flipped bit in parquet is otherwise read without a word.
+because a flipped bit in parquet is otherwise read without a word. A table is shown when all of it
+is written (`tsfm.output_folder`).
 
 Order within a subject: time (nulls first), then the rank of the code class (an admission before
 what happens in the stay, a death last), then the order of the source.
@@ -11,8 +12,6 @@ what happens in the stay, a death last), then the order of the source.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from tsfm.dataset_metadata import subject_ids as subject_ids
 from tsfm.dataset_metadata import subject_splits as subject_splits
 from tsfm.dataset_metadata import write_metadata as write_metadata
 from tsfm.errors import FormatError, InputError
+from tsfm.output_folder import OutputFolder
 
 POLARS_EVENTS: dict[str, Any] = {
     schema.SUBJECT_ID: pl.Int64,
@@ -62,25 +62,27 @@ class EventWriter:
     """Writes one data set; use as a context manager, then call `finish`.
 
     Args:
-        root: Root of the data set; created, and must not hold one already.
+        root: Root of the data set: a folder that is missing, empty, or holds only what a run that
+            failed left.
         n_shards: Files to spread the subjects over.
+        with_signals: Whether the folder may hold signals that were written first.
+
+    Attributes:
+        unfinished: Hidden folder whose `signals/`, if it is made, `finish` shows with the table.
     """
 
-    def __init__(self, root: str | Path, *, n_shards: int = 4) -> None:
-        """Create the folders and refuse to write over another data set."""
+    def __init__(self, root: str | Path, *, n_shards: int = 4, with_signals: bool = True) -> None:
+        """Claim the folder.
+
+        Raises:
+            InputError: `bad_n_shards`, `output_exists` or `output_in_use`.
+        """
         self.root = Path(root)
         if n_shards < 1:
             raise InputError("fewer than one shard", code="bad_n_shards", place="n_shards")
-        if any(schema.data_dir(self.root).glob("*.parquet")):
-            raise InputError(
-                "the output folder already holds an event table",
-                code="output_exists",
-                place=str(self.root),
-                remedy="Choose another --out, or remove the old one.",
-            )
-        self.root.mkdir(parents=True, exist_ok=True)
+        self._folder = OutputFolder(self.root, with_signals=with_signals)
+        self.unfinished, self._spill = self._folder.unfinished, self._folder.spill
         self.n_shards = n_shards
-        self._spill = Path(tempfile.mkdtemp(prefix=".spill-", dir=self.root))
         self._n_chunks = 0
 
     def __enter__(self) -> Self:
@@ -93,8 +95,8 @@ class EventWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Remove spilled chunks, also after a failure."""
-        shutil.rmtree(self._spill, ignore_errors=True)
+        """Remove what is not shown, also after a failure, and give the folder free."""
+        self._folder.close()
 
     def add(self, events: pl.DataFrame) -> None:
         """Spill a chunk of events.
@@ -133,7 +135,7 @@ class EventWriter:
         subject_ids: Mapping[int, str] | None = None,
         subject_splits: Mapping[int, str] | None = None,
     ) -> EventTableInfo:
-        """Sort and write all shards and the metadata folder.
+        """Sort and write all shards and the metadata folder, then show them.
 
         Args:
             dataset: Fields of `metadata/dataset.json` (name, version, clock ...).
@@ -141,8 +143,8 @@ class EventWriter:
             subject_ids: Subject id to the id in the source system.
             subject_splits: Subject id to split; by default a hash of the id.
         """
-        data = schema.data_dir(self.root)
-        data.mkdir(exist_ok=True)
+        data = schema.data_dir(self.unfinished)
+        data.mkdir()
         subjects: list[int] = []
         counts: dict[str, int] = {}
         n_shards_written = 0
@@ -159,13 +161,14 @@ class EventWriter:
         known = subject_splits or {}
         split = {s: known.get(s) or splits.split_of(s) for s in sorted(subjects)}
         write_metadata(
-            self.root,
+            self.unfinished,
             code_counts=counts,
             descriptions=descriptions or {},
             subject_splits=split,
             subject_ids=subject_ids or {},
             dataset=dataset,
         )
+        self._folder.show()
         return EventTableInfo(len(subjects), sum(counts.values()), _count_classes(counts))
 
 

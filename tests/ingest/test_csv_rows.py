@@ -65,6 +65,21 @@ def test_a_row_that_is_not_utf8_is_handed_back_and_its_neighbours_stay(tmp_path:
     assert [(row.reason, row.line) for row in bad] == [("bad_encoding", 3)]
 
 
+def test_a_short_row_that_is_not_utf8_is_handed_back_with_its_bytes(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = b"a,b\n1,2\ncaf\xe9\n5,\xff6\n7,8\n"
+    for block_bytes in (1 << 20, 16):
+        frame, bad = read(write(tmp_path, content), ["a", "b"], block_bytes)
+        assert frame.rows() == [("1", "2", 2), ("7", "8", 5)]
+        assert sorted(bad, key=lambda row: row.line) == [
+            BadRow("ragged_row", 3, b"caf\xe9"),
+            BadRow("bad_encoding", 4, b"5,\xff6"),
+        ]
+    assert capfd.readouterr().err == ""
+    assert not recwarn.list
+
+
 def test_a_header_alone_is_an_empty_table(tmp_path: Path) -> None:
     for content in (b"a,b\n", b"a,b"):
         chunks = list(CsvRows(write(tmp_path, content), ["a"], place="t").chunks())
@@ -74,7 +89,12 @@ def test_a_header_alone_is_an_empty_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "code"),
-    [(b"", "no_header"), (b"a,a\n", "duplicate_column"), (b"a,c\n1,2\n", "missing_column")],
+    [
+        (b"", "no_header"),
+        (b"a,a\n", "duplicate_column"),
+        (b"a,c\n1,2\n", "missing_column"),
+        (b"a,b\r1,2\r3,4\r", "bad_csv"),  # of a system that ends lines with CR alone
+    ],
 )
 def test_a_wrong_header_is_refused(tmp_path: Path, content: bytes, code: str) -> None:
     with pytest.raises(FormatError) as caught:

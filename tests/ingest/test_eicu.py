@@ -194,6 +194,25 @@ def test_an_unusable_stay_is_set_aside_with_its_reason_and_place(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"hospitaldischargeyear": 2014}, "contradicts_its_stay"),
+        ({"uniquepid": "002-1"}, "contradicts_its_stay"),
+        ({"hospitaldischargeoffset": "soon"}, "bad_time"),
+        ({"patientunitstayid": 12, "unitdischargeoffset": -1}, "discharge_before_admission"),
+    ],
+)
+def test_one_wrong_row_does_not_set_aside_the_right_ones_behind_it(
+    read: Read, changes: dict[str, object], reason: str
+) -> None:
+    right = [unit_stay(patientunitstayid=unit) for unit in (12, 13, 14)]
+    events, summary = read([unit_stay(**changes), *right])
+    assert summary.quarantined == {reason: 1}
+    assert len(times_of(events, "ICU_ADMISSION")) == 3
+    assert times_of(events, "HOSPITAL_DISCHARGE")[0][1].year == 2015
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
         ({"patientunitstayid": 99}, "unknown_encounter"),
         ({"patientunitstayid": ""}, "unknown_encounter"),
         ({"patientunitstayid": "x"}, "bad_encounter"),

@@ -146,11 +146,22 @@ TABLES: dict[str, tuple[list[dict[str, object]], list[tuple[object, ...]]]] = {
              "patientweight": 70},
             {"infusionoffset": 5, "drugname": "Insulin (units/hr)", "drugrate": "ERROR",
              "patientweight": 70},
+            # The flow of the pump is not in the unit of the name.
+            {"infusionoffset": 6, "drugname": "Norepinephrine (mcg/kg/min)", "infusionrate": 15},
+            {"infusionoffset": 7, "drugname": "Norepinephrine (mcg/kg/min)", "drugrate": "OFF",
+             "infusionrate": 15},
+            {"infusionoffset": 8, "drugname": "Norepinephrine (mcg/kg/min)", "drugrate": 0.1,
+             "infusionrate": 15},
+            {"infusionoffset": 9, "drugname": "Propofol"},
         ],
         [
             ("INFUSION_RATE//Heparin (units/hr)", 5, 5, 900.0, None),
             ("SUBJECT_WEIGHT_AT_INFUSION//KG", 5, 5, 70.0, None),
             ("INFUSION_RATE//Insulin (units/hr)", 5, 5, None, "ERROR"),
+            ("INFUSION_FLOW//Norepinephrine//mL/h", 6, 6, 15.0, None),
+            ("INFUSION_RATE//Norepinephrine (mcg/kg/min)", 7, 7, None, "OFF"),
+            ("INFUSION_RATE//Norepinephrine (mcg/kg/min)", 8, 8, pytest.approx(0.1), None),
+            ("INFUSION_RATE//Propofol", 9, 9, None, None),
         ],
     ),
     "treatment": (

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -14,64 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from meds import DataSchema
 
-from tsfm import event_table, splits
-from tsfm.errors import FormatError, InputError, IntegrityError, TsfmError
+from tsfm import event_table
+from tsfm.errors import FormatError, InputError, IntegrityError
 from tsfm.ingest.meds_dataset import ingest_meds
 from tsfm.ingest.meds_stays import stay_key
-from tsfm.ingest.provenance import IngestSummary
 
-T = datetime.fromisoformat
-IN, OUT = T("2020-03-02 10:00"), T("2020-03-05 15:00")
-DELAY = timedelta(hours=120)
-TYPES = {
-    "subject_id": pa.int64(),
-    "time": pa.timestamp("us"),
-    "code": pa.string(),
-    "numeric_value": pa.float32(),
-}
-
-
-def shard(rows: list[tuple[Any, ...]], **types: pa.DataType) -> pa.Table:
-    kinds = {**TYPES, **types}
-    columns = list(zip(*rows, strict=True)) or [() for _ in kinds]
-    arrays = [pa.array(c, k) for c, k in zip(columns, list(kinds.values()), strict=True)]
-    return pa.table(arrays, names=list(kinds))
-
-
-def write(folder: Path, shards: dict[str, pa.Table]) -> Path:
-    for name, table in shards.items():
-        path = folder / f"{name}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, path)
-    return folder
-
-
-def ingest(src: Path, **options: Any) -> tuple[pl.DataFrame, IngestSummary, Path]:
-    out = src.parent / f"{src.name}-out{len(list(src.parent.iterdir()))}"
-    summary = ingest_meds(src, out, **options)
-    assert summary.n_rows == sum(summary.rows_used.values()) + sum(summary.quarantined.values())
-    return pl.concat(event_table.scan_events(out)), summary, out
-
-
-def error_of(src: Path, **options: Any) -> TsfmError:
-    with pytest.raises(TsfmError) as caught:
-        ingest_meds(src, src.parent / "out", **options)
-    assert not list((src.parent / "out").glob("data/*"))
-    return caught.value
-
-
-STAY = [
-    (1, None, "GENDER//F", None),
-    (1, T("2019-01-01"), "LAB//1", 0.5),
-    (1, T("2020-03-02"), "PROCEDURE//ICD//9//5491", None),  # a date: before the first hour
-    (1, IN, "HOSPITAL_ADMISSION//URGENT", None),
-    (1, T("2020-03-03 08:00"), "LAB//1", 1.5),
-    (1, OUT, "HOSPITAL_DISCHARGE//HOME", None),
-    (1, OUT, "DIAGNOSIS//ICD//10//I10", None),
-    (1, OUT, "DRG//APR//1//X", None),
-    (1, OUT, "PROCEDURE//START//2", None),
-    (1, T("2020-04-01"), "DIAGNOSIS//ICD//10//E11", None),  # of no stay
-]
+from .meds_sources import DELAY, IN, OUT, STAY, T, error_of, ingest, shard, write
 
 
 def test_billing_codes_are_known_a_delay_after_their_stay_and_the_rest_at_its_time(
@@ -203,6 +151,41 @@ def test_unusable_events_are_set_aside(tmp_path: Path) -> None:
     assert error_of(src, max_quarantined=0.3).code == "too_many_quarantined"
 
 
+def test_a_source_is_never_written_into(tmp_path: Path) -> None:
+    src = write(tmp_path / "a", {"data/train/0": shard(STAY)})
+    files = {"metadata/dataset.json": b"{}", "metadata/codes.parquet": b"theirs"}
+    for name, held in files.items():
+        (src / name).parent.mkdir(exist_ok=True)
+        (src / name).write_bytes(held)
+    (tmp_path / "link").symlink_to(src)
+    before = sorted(p for p in tmp_path.rglob("*"))
+    for out in (src, src / "data" / "own", tmp_path, tmp_path / "link"):
+        with pytest.raises(InputError, match="output_inside_source"):
+            ingest_meds(src, out)
+    assert sorted(p for p in tmp_path.rglob("*")) == before
+    assert all((src / name).read_bytes() == held for name, held in files.items())
+
+
+def test_a_folder_that_holds_anything_is_refused_before_it_is_touched(tmp_path: Path) -> None:
+    src = write(tmp_path / "a", {"data/0": shard(STAY)})
+    out = tmp_path / "out"
+    for name in ("metadata/dataset.json", "quarantine/notes.ndjson"):
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text('{"mine": 1}')
+        assert error_of(src).code == "output_exists"
+        assert [p.read_text() for p in out.rglob("*.*")] == ['{"mine": 1}']
+        shutil.rmtree(out)
+
+
+def test_a_run_after_one_that_failed_clears_its_quarantine(tmp_path: Path) -> None:
+    src = write(tmp_path / "a", {"data/0": shard([(None, IN, "A", 1.0), *STAY])})
+    assert error_of(src, max_quarantined=0.0).code == "too_many_quarantined"
+    assert (tmp_path / "out" / "quarantine" / "no_subject.ndjson").is_file()
+    write(src, {"data/0": shard(STAY)})
+    ingest_meds(src, tmp_path / "out")
+    assert list((tmp_path / "out" / "quarantine").iterdir()) == []
+
+
 def test_batches_make_no_difference(data_dir: Callable[[str], Path], tmp_path: Path) -> None:
     src = data_dir("meds-sample") / "aces-synthetic"
     ingest_meds(src, tmp_path / "whole")
@@ -213,59 +196,6 @@ def test_batches_make_no_difference(data_dir: Callable[[str], Path], tmp_path: P
         strict=True,
     )
     assert all(whole.equals(cut) for whole, cut in pairs)
-
-
-def test_splits_come_from_the_table_else_the_folders_else_the_hash(tmp_path: Path) -> None:
-    one, two, three = (shard([(s, IN, "A", None)]) for s in (1, 2, 3))
-    folders = {"train/0": one, "tuning/0": two, "held_out/0": three}
-    *_, out = ingest(write(tmp_path / "bare", folders))
-    assert event_table.subject_splits(out) == {1: "train", 2: "tuning", 3: "held_out"}
-
-    src = write(tmp_path / "table", {f"data/{name}": table for name, table in folders.items()})
-    given = pa.table({"subject_id": [1, 2], "split": ["held_out", "train"]})
-    write(src, {"metadata/subject_splits": given})
-    *_, out = ingest(src)
-    assert event_table.subject_splits(out) == {1: "held_out", 2: "train", 3: splits.split_of(3)}
-
-    *_, out = ingest(write(tmp_path / "none", {"data/0": one}))
-    assert event_table.subject_splits(out) == {1: splits.split_of(1)}
-
-
-def test_a_subject_in_two_split_folders_is_kept_from_training(tmp_path: Path) -> None:
-    folders = {name: shard([(1, IN, "A", None)]) for name in ("train/0", "tuning/0")}
-    _, summary, out = ingest(write(tmp_path / "a", folders))
-    assert event_table.subject_splits(out) == {1: "tuning"}
-    assert any("folders of two splits" in note for note in summary.notes)
-
-
-def test_descriptions_are_kept(data_dir: Callable[[str], Path], tmp_path: Path) -> None:
-    ingest_meds(data_dir("meds-sample") / "meds-transforms-example", tmp_path / "out")
-    rows = event_table.read_table(tmp_path / "out" / "metadata" / "codes.parquet").to_pylist()
-    texts = {row["code"]: row["description"] for row in rows}
-    assert texts["EYE_COLOR//BLUE"] == "Blue Eyes. Less common than brown."
-
-
-@pytest.mark.parametrize(
-    ("name", "facts", "option", "shifted"),
-    [
-        ("MIMIC-x", None, None, True),
-        ("site", {"dataset_name": "my mimic copy"}, None, True),
-        ("mimic", {"dates_shifted": False}, None, False),
-        ("site", None, True, True),
-        ("site", None, None, False),
-    ],
-)
-def test_shifted_dates_have_no_last_day(
-    tmp_path: Path, name: str, facts: dict[str, Any] | None, option: bool | None, shifted: bool
-) -> None:
-    src = write(tmp_path / name, {"data/0": shard(STAY)})
-    if facts is not None:
-        (src / "metadata").mkdir()
-        (src / "metadata" / "dataset.json").write_text(json.dumps(facts))
-    *_, out = ingest(src, dates_shifted=option)
-    written = event_table.dataset_facts(out)
-    assert written["dates_shifted"] is shifted
-    assert written["data_as_of"] == (None if shifted else "2020-04-01T00:00:00")
 
 
 @pytest.mark.parametrize(
@@ -313,40 +243,6 @@ def test_an_empty_or_absent_source_is_refused(tmp_path: Path) -> None:
         error = error_of(tmp_path / name)
         assert isinstance(error, InputError)
         assert error.code == code
-
-
-def test_broken_metadata_is_refused(tmp_path: Path) -> None:
-    src = write(tmp_path / "a", {"data/0": shard(STAY)})
-    (src / "metadata").mkdir()
-    for text in ("[1]", "{", '{"a": ' * 100_000):
-        (src / "metadata" / "dataset.json").write_text(text)
-        assert error_of(src).code == "bad_metadata"
-
-
-def test_our_own_data_set_comes_out_as_it_went_in(
-    data_dir: Callable[[str], Path], tmp_path: Path
-) -> None:
-    ingest_meds(data_dir("meds-sample") / "meds-transforms-example", tmp_path / "first")
-    write(tmp_path / "src", {"data/0": shard(STAY)})
-    ingest_meds(tmp_path / "src", tmp_path / "own", n_shards=2)
-    for name in ("first", "own"):
-        n = len(event_table.shard_paths(tmp_path / name))
-        ingest_meds(
-            tmp_path / name, tmp_path / f"{name}-again", n_shards=4 if name == "first" else 2
-        )
-        again = event_table.shard_paths(tmp_path / f"{name}-again")
-        assert len(again) == n
-        for path in again:
-            before = event_table.read_events(tmp_path / name / "data" / path.name)
-            assert event_table.read_events(path).equals(before)
-        for table in ("codes", "subject_splits"):
-            paths = (
-                tmp_path / f / "metadata" / f"{table}.parquet" for f in (name, f"{name}-again")
-            )
-            first, second = (event_table.read_table(path) for path in paths)
-            assert first.equals(second)
-        facts = [event_table.dataset_facts(tmp_path / f) for f in (name, f"{name}-again")]
-        assert facts[0]["data_as_of"] == facts[1]["data_as_of"]
 
 
 def test_the_demo_is_read_whole(data_dir: Callable[[str], Path], tmp_path: Path) -> None:

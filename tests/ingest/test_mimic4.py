@@ -161,6 +161,72 @@ def test_a_death_in_hospital_has_the_hour_of_the_stay_and_its_discharge_says_die
     ]
 
 
+@pytest.mark.parametrize(
+    ("deathtime", "expire_flag", "time"),
+    [
+        ("2150-01-04", "1", "2150-01-04 12:00:00"),  # the hour of the discharge of that day
+        ("2150-01-03", "1", "2150-01-03 23:59:59.999999"),
+        ("2150-01-04", "0", "2150-01-04 23:59:59.999999"),
+        ("2150-01-04 11:30:00", "1", "2150-01-04 11:30:00"),
+        ("", "1", "2150-01-04 12:00:00"),
+    ],
+)
+def test_a_death_without_an_hour_is_never_at_the_start_of_its_day(
+    source: Path, tmp_path: Path, deathtime: str, expire_flag: str, time: str
+) -> None:
+    shutil.copytree(source, tmp_path / "src")
+    path = tmp_path / "src" / "hosp" / "admissions.csv"
+    end = "2150-01-04 12:00:00,2150-01-04 12:00:00"
+    text = path.read_text().replace(end, f"2150-01-04 12:00:00,{deathtime}")
+    path.write_text(text[:-2] + f"{expire_flag}\n")
+    events, _ = ingest(tmp_path / "src", tmp_path / "out")
+    died = events.filter((pl.col("code") == codes.DEATH) & (pl.col("subject_id") == 8))
+    assert died.select("time", "available_time").rows() == [at(time)]
+
+
+def test_a_race_is_known_from_the_admission_that_told_it(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "src")
+    path = tmp_path / "src" / "hosp" / "admissions.csv"
+    later = "7,23,2181-05-06 22:23:00,2181-05-09 17:15:00,,URGENT,P1,,HOME,,?,,ASIAN,,,0\n"
+    path.write_text(path.read_text().replace("WHITE", "") + later)
+    events, _ = ingest(tmp_path / "src", tmp_path / "out")
+    race = events.filter(pl.col("code").str.starts_with("RACE") & (pl.col("subject_id") == 7))
+    assert race.select("code", "available_time").rows() == [
+        ("RACE//ASIAN", day("2181-05-06 22:23"))
+    ]
+
+
+def test_what_does_not_say_when_it_was_stored_is_known_at_its_time(
+    source: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(source, tmp_path / "src")
+    for name in ("inputevents", "procedureevents"):
+        path = tmp_path / "src" / "icu" / f"{name}.csv"
+        frame = pl.read_csv(path, infer_schema_length=0)
+        frame.with_columns(storetime=pl.lit("")).write_csv(path, quote_style="never")
+    events, _ = ingest(tmp_path / "src", tmp_path / "out")
+    ours = events.filter(pl.col("code").str.contains("^(INFUSION_|PROCEDURE//(START|END))"))
+    assert ours.height == 6
+    assert (ours["available_time"] == ours["time"]).all()
+
+
+def test_cultures_without_a_specimen_are_each_their_own(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "src")
+    path = tmp_path / "src" / "hosp" / "microbiologyevents.csv"
+    rows = pl.read_csv(path, infer_schema_length=0).filter(pl.col("comments").is_not_null())
+    other = rows.with_columns(subject_id=pl.lit("8"), hadm_id=pl.lit("22"))
+    pl.concat([rows, rows, other]).with_columns(micro_specimen_id=pl.lit(None)).write_csv(path)
+    events, summary = ingest(tmp_path / "src", tmp_path / "out")
+    tests = events.filter(pl.col("code").str.starts_with("MICROBIOLOGY_TEST"))
+    assert tests["subject_id"].to_list() == [7, 7, 8]
+    assert "hosp/microbiologyevents" not in summary.rows_ignored
+    # One specimen number in two patients is two specimens.
+    pl.concat([rows, rows, other]).write_csv(path)
+    events, _ = ingest(tmp_path / "src", tmp_path / "again")
+    tests = events.filter(pl.col("code").str.starts_with("MICROBIOLOGY_TEST"))
+    assert tests["subject_id"].to_list() == [7, 8]
+
+
 def test_rows_are_read_used_ignored_or_quarantined_and_nothing_else(
     hospital: Result, source: Path
 ) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +80,16 @@ def test_a_table_that_others_depend_on_must_be_there(src: Path, tmp_path: Path, 
     assert name in str(error)
 
 
+@pytest.mark.parametrize("name", ["triage", "diagnosis", "vitalsign", "medrecon", "pyxis"])
+def test_a_table_of_ed_needs_its_visits(src: Path, tmp_path: Path, name: str) -> None:
+    for path in list((src / "ed").glob("*.csv")):
+        if path.stem != name:
+            path.unlink()
+    error = error_of(src, tmp_path / "out")
+    assert error.code == "missing_table"
+    assert "ed/edstays" in str(error)
+
+
 def test_a_missing_column_is_named_with_its_table(src: Path, tmp_path: Path) -> None:
     path = src / "hosp" / "labevents.csv"
     path.write_text(path.read_text().replace("storetime", "stored"))
@@ -124,6 +138,15 @@ def test_unknown_files_are_named_and_other_columns_do_no_harm(src: Path, run: Ru
     assert any("hosp/notes" in note for note in summary.notes)
 
 
+def test_a_table_that_is_no_csv_file_is_named(src: Path, run: Run) -> None:
+    (src / "hosp" / "labevents.csv").rename(src / "hosp" / "labevents.parquet")
+    (src / "hosp" / "README.txt").write_text("notes")
+    _, summary = run()
+    assert "unknown files, not read: hosp/labevents.parquet" in summary.notes
+    (absent,) = [note for note in summary.notes if note.startswith("absent: ")]
+    assert "hosp/labevents" in absent
+
+
 @pytest.mark.parametrize(
     ("table", "row", "reason"),
     [
@@ -163,6 +186,28 @@ def test_an_unusable_row_is_set_aside_with_its_reason_and_place(
     assert found.keys() == {"file", "kind", "line", "blake2b"}  # a place and a hash: no value
 
 
+def test_the_recipe_of_the_how_to_shows_the_row_behind_an_entry(
+    src: Path, run: Run, tmp_path: Path, repository: Path
+) -> None:
+    path = src / "hosp" / "labevents.csv"
+    text = '9,7,21,1,50912,,2180-05-07 06:00:00,,1,1,mg/dL,,,,,"one\n\ntwo"'
+    bad = "9,7,21,1,50912,,2180-02-30 06:00:00, 1,1,1,mg/dL,,,,,"
+    append(path, text, "", bad, text)
+    run()
+    (entry,) = (tmp_path / "out" / "quarantine" / "bad_time.ndjson").read_text().splitlines()
+    found = json.loads(entry)
+    page = (repository / "docs" / "how-to" / "bring-your-data.md").read_text()
+    (recipe,) = re.findall(r'zcat \S+ \| python -c "(.*?)"', page, re.DOTALL)
+    code = recipe.replace("1234", str(found["line"]))
+    with path.open() as stream:
+        shown = subprocess.run(
+            [sys.executable, "-c", code], stdin=stream, capture_output=True, text=True, check=True
+        )
+    assert shown.stdout == f"{bad.split(',')}\n"
+    read = "7,21,2180-02-30 06:00:00, 1,50912,1,1,mg/dL"  # the columns that are read, as they are
+    assert found["blake2b"] == hashlib.blake2b(read.encode(), digest_size=16).hexdigest()
+
+
 def test_a_last_row_cut_short_is_set_aside(src: Path, run: Run) -> None:
     path = src / "icu" / "chartevents.csv"
     path.write_bytes(path.read_bytes()[:-4])
@@ -175,14 +220,50 @@ def test_a_stay_that_ends_before_it_begins_is_not_a_stay(src: Path, run: Run) ->
     path = src / "hosp" / "admissions.csv"
     path.write_text(path.read_text().replace("2180-05-09 17:15:00", "2180-05-05 17:15:00"))
     events, summary = run()
-    # Its codes are dated by its end; what has a time of its own stays.
-    assert summary.quarantined == {"discharge_before_admission": 1, "unknown_encounter": 3}
+    # Its codes are known by its end; what has a time of its own stays.
+    assert summary.quarantined == {"discharge_before_admission": 1, "unknown_encounter": 5}
     left = events.filter((pl.col("subject_id") == 7) & (pl.col("encounter_id") != 33))
     assert not classes(left) & {"HOSPITAL_ADMISSION", "HOSPITAL_DISCHARGE", "DIAGNOSIS", "DRG"}
     assert {"LAB", "ICU_ADMISSION", "TRANSFER_TO"} <= classes(left)
-    procedure = left.filter(pl.col("code").str.starts_with("PROCEDURE//ICD"))
-    lag = procedure.select(pl.col("available_time") - pl.col("time")).item()
-    assert lag.total_seconds() >= 120 * 3600  # no stay to wait for, but the coders all the same
+    assert left.filter(pl.col("code").str.contains("^(PROCEDURE//ICD|HCPCS)")).is_empty()
+
+
+def test_nothing_is_billed_of_a_stay_that_is_unknown_or_not_over(src: Path, run: Run) -> None:
+    path = src / "hosp" / "admissions.csv"
+    open_stay = "8,23,2150-02-01 08:00:00,,,URGENT,P1,CLINIC,,Other,?,,,,,0"
+    append(path, open_stay)
+    for name in ("diagnoses_icd", "procedures_icd"):
+        date = "2150-02-02," if name == "procedures_icd" else ""
+        append(src / "hosp" / f"{name}.csv", *(f"8,{stay},1,{date}4019,9" for stay in (23, 99)))
+    append(src / "hosp" / "hcpcsevents.csv", "8,23,2150-02-02,G0378,1,Hospital observation per hr")
+    events, summary = run()
+    assert summary.quarantined == {"no_time": 3, "unknown_encounter": 2}
+    coded = events.filter(pl.col("code").str.contains("^(DIAGNOSIS|PROCEDURE//ICD|HCPCS)"))
+    assert not coded.filter(pl.col("encounter_id") == 23).height
+
+
+def test_a_sound_row_stays_where_an_unsound_one_has_its_id(
+    src: Path, run: Run, n_events: int
+) -> None:
+    twins = {
+        "hosp/admissions": [
+            "77,21,2180-05-06 22:23:00,2180-05-09 17:15:00,,URGENT,P1,A,HOME,Other,?,,WHITE,,,0",
+            "7,21,2180-05-06 22:23:00,2180-05-01 17:15:00,,URGENT,P1,A,HOME,Other,?,,WHITE,,,0",
+            "7,21,,2180-05-09 17:15:00,,URGENT,P1,A,HOME,Other,?,,WHITE,,,0",
+        ],
+        "hosp/patients": ["7,F,,2180,2014 - 2016,"],
+        "ed/edstays": ["7,21,33,2180-05-06 19:17:00,2180-05-05 23:30:00,F,WHITE,WALK IN,HOME"],
+    }
+    for name, rows in twins.items():
+        path = src / f"{name}.csv"
+        header, *own = path.read_text().splitlines()
+        assert all(len(row.split(",")) == len(header.split(",")) for row in rows)
+        path.write_text("\n".join([header, *rows, *own]) + "\n")
+    _, summary = run()
+    assert summary.quarantined == {
+        "unknown_patient": 1, "discharge_before_admission": 2, "no_time": 1, "bad_birth": 1,
+    }  # fmt: skip
+    assert summary.n_events == n_events
 
 
 def test_a_source_of_mostly_unusable_rows_fails(src: Path, tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""A data set is shown whole or not at all, in a folder that held nothing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tsfm import event_table
+from tsfm.errors import FormatError, InputError
+from tsfm.event_table import EventWriter
+from tsfm.signals.store import Lead, SignalWriter
+
+EVENTS = pl.DataFrame(
+    {"subject_id": range(40), "time": [datetime(2020, 1, 1)] * 40, "code": ["A"] * 40},
+    schema_overrides={"time": pl.Datetime("us")},
+)
+
+
+def finish(root: Path, *, with_signals: bool = True) -> None:
+    with EventWriter(root, with_signals=with_signals) as writer:
+        writer.add(EVENTS)
+        writer.finish(dataset={})
+
+
+def die_in(root: Path, where: str) -> None:
+    """Write the events in a process that is killed when it calls a function for the second time."""
+    code = f"""
+import os, signal
+from datetime import datetime
+import polars as pl
+from tsfm import event_table, output_folder
+events = pl.DataFrame({{"subject_id": range(40), "time": [datetime(2020, 1, 1)] * 40,
+                       "code": ["A"] * 40}})
+real, calls = {where}, []
+def dying(*arguments, **named):
+    if calls:
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls.append(1)
+    return real(*arguments, **named)
+{where} = dying
+with event_table.EventWriter({str(root)!r}) as writer:
+    writer.add(events)
+    writer.add(events)
+    writer.finish(dataset={{}})
+"""
+    ended = subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["event_table.EventWriter.add", "event_table.write_events", "output_folder.os.rename"],
+)
+def test_a_killed_run_shows_no_part_and_is_cleared_by_the_next(tmp_path: Path, where: str) -> None:
+    root = tmp_path / "out"
+    die_in(root, where)
+    with pytest.raises(InputError, match="no_events"):
+        event_table.shard_paths(root)
+    assert [p.name for p in root.iterdir() if p.name.startswith(".unfinished-")]
+    finish(root)
+    assert sorted(p.name for p in root.iterdir()) == ["data", "metadata"]
+    assert sum(shard.height for shard in event_table.scan_events(root)) == 40
+    assert len(event_table.subject_splits(root)) == 40
+
+
+def test_a_failed_run_leaves_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    nobody = EVENTS.with_columns(pl.lit(None).alias("subject_id"))
+    writer = EventWriter(tmp_path / "out")
+    with pytest.raises(FormatError), writer:
+        writer.add(nobody)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_spilled_events_of_an_earlier_version_are_cleared(tmp_path: Path) -> None:
+    spill = tmp_path / ".spill-a1b2c3d4"
+    spill.mkdir()
+    (spill / "3-000012.parquet").write_bytes(b"events")
+    finish(tmp_path)
+    assert not spill.exists()
+
+
+def signals(root: Path) -> None:
+    lead = Lead("II", "ecg", 250.0, np.arange(9, dtype=np.int16), units="mV", gain=200.0)
+    with SignalWriter(root) as writer:
+        writer.add([lead], signal_id="s", subject_id=1, record="r", start_time=None)
+
+
+def put(name: str, text: str = "") -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        put("notes.txt"),
+        put(".hidden"),
+        put("data/train/0.parquet"),
+        put("metadata/dataset.json", "{}"),
+        put("quarantine/notes.ndjson", "mine\n"),
+        put("quarantine/notes.ndjson", '{"mine": 1}\n'),
+        put("quarantine/notes.txt"),
+        put("quarantine/below/no_code.ndjson"),
+        put("signals/mine.dat"),
+        put(".spill-mine/notes.txt"),
+        put(".unfinished-work/notes.txt"),
+        put("data"),
+        lambda root: (root / "data").mkdir(),
+        lambda root: (root / "quarantine").symlink_to(root.parent),
+    ],
+)
+def test_a_folder_that_holds_anything_else_is_refused_and_kept(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    root = tmp_path / "out"
+    root.mkdir()
+    make(root)
+    before = {p: p.is_file() and p.read_bytes() for p in root.rglob("*")}
+    with pytest.raises(InputError, match="output_exists"):
+        finish(root)
+    assert {p: p.is_file() and p.read_bytes() for p in root.rglob("*")} == before
+
+
+def test_what_others_write_beside_a_table_may_be_there(tmp_path: Path) -> None:
+    put("quarantine/no_code.ndjson", '{"file": "a.csv", "line": 3}\n{"fi')(tmp_path)
+    put("quarantine/bad_time.ndjson")(tmp_path)
+    signals(tmp_path)
+    (tmp_path / ".signals-7").mkdir()
+    with pytest.raises(InputError, match="output_exists"):
+        finish(tmp_path, with_signals=False)
+    finish(tmp_path)
+    assert (tmp_path / "signals" / "index.parquet").is_file()
+    assert len(list((tmp_path / "quarantine").iterdir())) == 2
+
+
+def test_a_live_run_is_told_from_a_dead_one(tmp_path: Path) -> None:
+    with EventWriter(tmp_path) as writer:
+        writer.add(EVENTS)
+        with pytest.raises(InputError, match="output_in_use"):
+            finish(tmp_path)
+        writer.finish(dataset={})
+    with pytest.raises(InputError, match="output_exists"):
+        finish(tmp_path)
+    assert sum(shard.height for shard in event_table.scan_events(tmp_path)) == 40
+
+
+def test_without_locks_nothing_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    finish(tmp_path / "out")
+    left = tmp_path / "other" / ".unfinished-a1b2c3d4" / "spill"
+    left.mkdir(parents=True)
+    with pytest.raises(InputError, match="output_exists"):
+        finish(tmp_path / "other")
+    assert left.is_dir()
