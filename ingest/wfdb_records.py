@@ -30,6 +30,7 @@ from tsfm.ingest.quarantine import Quarantine
 from tsfm.ingest.wfdb_headers import RecordError, RecordHeader, read_header
 from tsfm.ingest.wfdb_signals import read_leads
 from tsfm.ingest.wfdb_subjects import Origin, Origins, add_seconds
+from tsfm.output_folder import OutputFolder
 from tsfm.signals.shards import Lead, SignalWriter
 
 RECORD = "record"
@@ -72,6 +73,8 @@ def ingest_wfdb(
             place=str(src),
             remedy="Give the folder that holds the .hea files.",
         )
+    if not merging:
+        OutputFolder(out, with_signals=False).close()  # refused now, not after all is read
     rows: list[dict[str, Any]] = []
     source_ids: dict[int, str] = {}
     seen: set[str] = set()

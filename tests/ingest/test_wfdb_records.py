@@ -293,6 +293,15 @@ def test_a_second_run_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     assert after == before
 
 
+def test_a_folder_that_holds_something_else_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    write_raw(tmp_path / "src")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.docx").touch()
+    with pytest.raises(InputError, match="output_exists"):
+        ingest_wfdb(tmp_path / "src", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.docx"]
+
+
 def test_too_many_bad_records_fail_the_run(tmp_path: Path) -> None:
     write_raw(tmp_path / "in", "good")
     for name in ("bad1", "bad2"):

@@ -91,6 +91,8 @@ class SignalWriter:
             )
         self.shard_bytes = shard_bytes
         self._temporary = Path(root) / f".signals-{os.getpid()}"
+        # Of a dead run: no living one has this process's number.
+        shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir(parents=True)
         self._shards: dict[str, _Shard] = {}
         self._finished: dict[str, dict[str, Any]] = {}
