@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,13 @@ from torch import Tensor, nn
 
 import tsfm
 from tsfm import __version__
-from tsfm.errors import InputError, IntegrityError, ModelMismatch
-from tsfm.models.mamba import MambaConfig
+from tsfm.errors import InputError, IntegrityError, ModelMismatch, TsfmError
 from tsfm.models.model_card import render_model_card
-from tsfm.models.timeline import MODEL_TYPE, TimelineConfig, TimelineModel
+from tsfm.models.stored_config import MOST_PARAMETERS as MOST_PARAMETERS
+from tsfm.models.stored_config import build_model, read_calibration, read_json
+from tsfm.models.stored_config import check_keys as check_keys
+from tsfm.models.stored_config import read_config as read_config
+from tsfm.models.timeline import MODEL_TYPE, TimelineModel
 from tsfm.tokens.event_tokens import SubjectTokens, tokenize_events, told_signals
 from tsfm.tokens.signal_vectors import SignalVectors, require_encoder
 from tsfm.tokens.token_store import VOCABULARY_DIR, load_vocabulary
@@ -40,7 +43,6 @@ from tsfm.tokens.vocabulary import Vocabulary
 FORMAT_VERSION = 1
 MODEL_TYPES = {MODEL_TYPE: TimelineModel}
 PRETRAINED = Path(tsfm.__file__).parent / "pretrained"
-MOST_PARAMETERS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class ModelDirectory:
     model: TimelineModel
     vocabulary: Vocabulary
     scale: ValueScale
-    calibration: dict[str, dict[str, float]]
+    calibration: dict[str, dict[str, Any]]
     facts: dict[str, Any]
     hash: str
 
@@ -97,7 +99,8 @@ class ModelDirectory:
 
     def _repr_html_(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
-        tasks = ", ".join(self.model.config.tasks) or "none"
+        config = self.model.config
+        tasks = ", ".join((*config.tasks, *config.class_tasks)) or "none"
         return (
             f"<b>{MODEL_TYPE}</b> {self.hash[:12]}<table><tr><td>parameters</td><td>{n:,}</td></tr>"
             f"<tr><td>codes</td><td>{len(self.vocabulary):,}</td></tr>"
@@ -112,7 +115,7 @@ def save_model(
     scale: ValueScale,
     *,
     facts: Mapping[str, Any],
-    calibration: Mapping[str, Mapping[str, float]] | None = None,
+    calibration: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
     """Write a model directory atomically, with its card, and return its hash.
 
@@ -122,11 +125,13 @@ def save_model(
         vocabulary: Its vocabulary.
         scale: Its value scales.
         facts: Plain scalars about training (seed, data, epochs ...).
-        calibration: Task to recalibration coefficients.
+        calibration: Task to recalibration, as `Recalibration.as_dict` or a temperature.
 
     Raises:
         InputError: The folder is not empty, or is a file.
+        TsfmError: `weights_not_finite`: the network holds what is no number; nothing is written.
     """
+    _require_finite(model)
     calibration = calibration or {}
     config = {
         "format_version": FORMAT_VERSION,
@@ -191,13 +196,14 @@ def load_model(path: str | Path) -> ModelDirectory:
     Raises:
         InputError: There is no model.
         IntegrityError: A file differs from what was written.
-        ModelMismatch: Configuration, vocabulary and weights do not belong together.
+        ModelMismatch: Configuration, vocabulary and weights do not belong together, or a file says
+            what none may say.
     """
     folder = find_model(path)
     digest = verify_directory(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     vocabulary, scale = load_vocabulary(folder / VOCABULARY_DIR)
-    if config.get("model_type") not in MODEL_TYPES or config.get("format_version") != 1:
+    if str(config.get("model_type")) not in MODEL_TYPES or config.get("format_version") != 1:
         raise ModelMismatch(
             "unknown model type or format", code="unknown_model_type", place=str(folder),
             remedy=f"This version reads {', '.join(MODEL_TYPES)}, format {FORMAT_VERSION}.",
@@ -209,7 +215,13 @@ def load_model(path: str | Path) -> ModelDirectory:
             place=str(folder),
             remedy="Restore the vocabulary folder that belongs to this model.",
         )
-    model = TimelineModel(read_config(config["model"], place=str(folder)))
+    stored, facts = config.get("model"), config.get("facts", {})
+    if not isinstance(stored, dict) or not isinstance(facts, dict):
+        raise ModelMismatch(
+            "the configuration is incomplete or of wrong types", code="bad_model_config",
+            place=str(folder), remedy="Restore config.json.",
+        )  # fmt: skip
+    model = build_model(read_config(stored, place=str(folder)), place=str(folder))
     if model.config.n_codes != len(vocabulary):
         raise ModelMismatch(
             "the model's number of codes is not its vocabulary's",
@@ -219,14 +231,14 @@ def load_model(path: str | Path) -> ModelDirectory:
         )
     load_weights(model, folder / "model.safetensors")
     model.eval()
-    calibration = json.loads((folder / "calibration.json").read_text())
+    calibration = read_calibration(folder / "calibration.json")
     return ModelDirectory(
         path=folder,
         model=model,
         vocabulary=vocabulary,
         scale=scale,
         calibration=calibration,
-        facts=config.get("facts", {}),
+        facts=facts,
         hash=digest,
     )
 
@@ -279,33 +291,6 @@ def verify_directory(folder: Path) -> str:
     return _sha256(folder / "manifest.json")
 
 
-def read_config(stored: Mapping[str, Any], *, place: str = "") -> TimelineConfig:
-    """Configuration from plain values; an unknown key is an error.
-
-    Raises:
-        ModelMismatch: Unknown keys, wrong types, or a model too large to be meant.
-    """
-    try:
-        check_keys(stored, TimelineConfig, place)
-        check_keys(stored["backbone"], MambaConfig, place)
-        backbone = MambaConfig(**stored["backbone"])
-        rest = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        config = TimelineConfig(**{**rest, "backbone": backbone})
-        size = config.n_codes * backbone.d_model * 4 + backbone.n_layers * 8 * backbone.d_model**2
-        sane = 0 < size < MOST_PARAMETERS and backbone.n_layers > 0 and backbone.d_state > 0
-    except (KeyError, TypeError) as error:
-        raise ModelMismatch(
-            "the configuration is incomplete or of wrong types", code="bad_model_config",
-            place=place, remedy="Restore config.json.",
-        ) from error  # fmt: skip
-    if not sane:
-        raise ModelMismatch(
-            "the configuration asks for an impossible size", code="bad_model_config",
-            place=place, remedy="Restore config.json.",
-        )  # fmt: skip
-    return config
-
-
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load safetensors whose names, shapes and finiteness fit the model exactly."""
     try:
@@ -334,18 +319,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(weights)
 
 
-def check_keys(stored: Mapping[str, Any], kind: type, place: str) -> None:
-    """Check that every key is a field of the class.
-
-    Raises:
-        ModelMismatch: One is not.
-    """
-    known = {f.name for f in fields(kind)}
-    unknown = sorted(set(stored) - known)
-    if unknown:
-        raise ModelMismatch(
-            f"unknown configuration key '{unknown[0]}'", code="unknown_config_key", place=place,
-            remedy="Use a tsfm version that knows it.",
+def _require_finite(model: nn.Module) -> None:
+    wrong = [k for k, v in model.state_dict().items() if not bool(torch.isfinite(v).all())]
+    if wrong:
+        raise TsfmError(
+            f"{len(wrong)} tensors of the model are not finite, first {wrong[0]}",
+            code="weights_not_finite", place="save_model",
+            remedy="Train with a lower learning rate; no model was written.",
         )  # fmt: skip
 
 

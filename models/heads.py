@@ -125,7 +125,7 @@ class CompetingHazards(nn.Module):
 
 @dataclass(frozen=True)
 class NextEventLoss:
-    """Mean negative log-likelihoods of the next token, in nats.
+    """Mean negative log-likelihoods of the next token, in nats; 0 where no token follows another.
 
     Attributes:
         code: Of its code.
@@ -163,6 +163,9 @@ class NextEvent(nn.Module):
         next_gap_hours: Float[Tensor, " token"],
     ) -> NextEventLoss:
         """Losses of the tokens that follow; see `NextEventLoss`."""
+        if len(next_code) == 0:
+            nothing = hidden.sum()  # still of the graph, so that it can be added and traced back
+            return NextEventLoss(nothing, nothing, nothing)
         code = F.cross_entropy(self.code(hidden), next_code)
         mean, log_std = self.value(F.silu(hidden * self.query(next_code))).unbind(-1)
         log_std = log_std.clamp(-4.0, 3.0)

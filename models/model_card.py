@@ -13,7 +13,7 @@ from typing import Any
 
 from tsfm import __version__
 from tsfm.models.timeline import TimelineModel
-from tsfm.tasks.registry import CLAIM_TASKS, TASKS
+from tsfm.tasks.registry import CLAIM_TASKS, CLASS_TASKS, TASKS
 
 _TAGS = ("electronic-health-records", "survival-analysis", "state-space-model")
 _WORDS = {
@@ -48,7 +48,7 @@ def render_model_card(
     model: TimelineModel,
     *,
     facts: Mapping[str, Any],
-    calibration: Mapping[str, Mapping[str, float]],
+    calibration: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """The card as Markdown.
 
@@ -56,11 +56,11 @@ def render_model_card(
         model: The network.
         facts: Plain values about its training, as `config.json` keeps them; those of one task are
             named `<task>.<fact>`. Facts that are None have no line.
-        calibration: Task to slope, offset and number of stays of its recalibration.
+        calibration: Task to its recalibration, with the number of stays that it was fitted on.
     """
     import yaml
 
-    tasks = model.config.tasks
+    tasks = (*model.config.tasks, *model.config.class_tasks)
     name = f"Timeline model: {', '.join(tasks) or 'pretrained'}"
     front: dict[str, Any] = {"library_name": "tsfm", "model_name": name, "tags": list(_TAGS)}
     if facts.get("dataset_name"):
@@ -68,7 +68,7 @@ def render_model_card(
     sections = {
         "What it predicts": _predictions(tasks),
         "Intended use": _USE,
-        "How to use it": _usage(tasks),
+        "How to use it": _usage(model.config.tasks, model.config.class_tasks),
         "Model": _bullets(_architecture(model)),
         "Training": _training(facts, tasks),
         "Calibration": _bullets({task: _line(calibration.get(task)) for task in tasks}),
@@ -90,17 +90,24 @@ def _predictions(tasks: tuple[str, ...]) -> str:
             "for `tsfm finetune`."
         )
     every = TASKS | CLAIM_TASKS
-    known = {name: every[name] for name in tasks if name in every}
-    return _bullets(
-        {
-            name: f"{task.description}. Event: {task.event_name}; competing: "
-            f"{task.competing_name}; horizon: {task.horizon_days:g} days."
-            for name, task in known.items()
-        }
-    )
+    known = {
+        name: f"{task.description}. Event: {task.event_name}; competing: "
+        f"{task.competing_name}; horizon: {task.horizon_days:g} days."
+        for name, task in every.items()
+    } | {
+        name: f"{task.description}. Classes: {', '.join(task.classes)}."
+        for name, task in CLASS_TASKS.items()
+    }
+    return _bullets({name: known[name] for name in tasks if name in known})
 
 
-def _usage(tasks: tuple[str, ...]) -> str:
+def _usage(tasks: tuple[str, ...], class_tasks: tuple[str, ...]) -> str:
+    if class_tasks and not tasks:
+        lines = (
+            "from tsfm.training.task_answers import score_tasks",
+            f'score_tasks("MODEL", "TOKENS", {{"{class_tasks[-1]}": cohort}})',
+        )
+        return "```python\n" + "\n".join(lines) + "\n```"
     command = (
         f"tsfm score MODEL EVENTS --task {tasks[-1]} --out RUN"
         if tasks
@@ -141,12 +148,19 @@ def _training(facts: Mapping[str, Any], tasks: tuple[str, ...]) -> str:
     )
 
 
-def _line(found: Mapping[str, float] | None) -> str | None:
+def _line(found: Mapping[str, Any] | None) -> str | None:
     if not found:
         return None
-    fit = f"slope {found['slope']:.3f}, offset {found['offset']:+.3f} on the logit"
-    if (found["slope"], found["offset"]) == (1.0, 0.0):
+    slope, offset = found.get("slope", 1.0), found.get("offset", 0.0)
+    temperature = found.get("temperature")
+    if found.get("knots"):
+        fit = f"isotonic, through {len(found['knots'])} points"
+    elif temperature is not None and temperature != 1.0:
+        fit = f"temperature {temperature:.3f} of the logits of the classes"
+    elif (slope, offset) == (1.0, 0.0):
         fit = "not recalibrated, for want of outcomes"
+    else:
+        fit = f"slope {slope:.3f}, offset {offset:+.3f} on the logit"
     return f"{fit} ({int(found['n']):,} stays of the tuning subjects)" if "n" in found else fit
 
 

@@ -171,8 +171,9 @@ model
 # ## 7. A scoring run
 #
 # What a hospital runs each night: every eligible stay gets one row, scored or not scored with a
-# reason. The folder also holds FHIR `RiskAssessment` resources to send back, a report to read, and
-# `run.json`, which names by their hashes the data and the model that the scores came from.
+# reason. The folder also holds FHIR `RiskAssessment` resources to send back, and `run.json`, which
+# names by their hashes the data and the model that the scores came from. `tsfm report` writes a page
+# to read beside them.
 
 # %%
 run = tsfm.run_scoring(

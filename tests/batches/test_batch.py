@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsfm.batches.batch import Batch, make_batch
-from tsfm.batches.dataset import CohortIndex, pack
+from tsfm.batches.dataset import COMPETING, EVENT, NONE, CohortIndex, pack
 from tsfm.errors import InputError
 
 N_CODES = 6
@@ -116,6 +116,31 @@ def cohort_of(batch: Batch, times: list[datetime], outcome: str = "event") -> pl
         },
         schema_overrides={"prediction_time": pl.Datetime("us")},
     )
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_a_prediction_stands_there_whatever_its_unit(unit: Any) -> None:
+    batch = make_batch(**make_tokens(1, [6]))
+    times = [datetime(1970, 1, 1) + timedelta(seconds=int(s) + 1) for s in batch.time_s.tolist()]
+    cohort = cohort_of(batch, times[:-1])
+    points = CohortIndex.create(
+        cohort.with_columns(pl.col("prediction_time").cast(pl.Datetime(unit)))
+    ).points_in(batch)
+    assert points.position.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_outcomes_are_read_as_they_are_spelt_or_refused() -> None:
+    batch = make_batch(**make_tokens(1, [6]))
+    cohort = pl.concat([cohort_of(batch, [datetime(2024, 1, 1)])] * 5).with_columns(
+        outcome=pl.Series(["event", "competing", "censored", "none", None])
+    )
+    assert CohortIndex.create(cohort).outcome.tolist() == [EVENT, COMPETING, NONE, NONE, NONE]
+    loud = cohort.with_columns(pl.col("outcome").str.to_uppercase())
+    with pytest.raises(InputError, match="bad_outcome"):
+        CohortIndex.create(loud)
+    unread = CohortIndex.create(loud.drop("outcome_days"), outcomes=False)
+    assert unread.outcome.tolist() == [NONE] * 5
+    assert np.isnan(unread.days).all()
 
 
 def test_a_prediction_stands_on_the_last_token_known_by_then() -> None:

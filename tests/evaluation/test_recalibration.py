@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,9 +126,18 @@ def test_tasks_have_maps_of_their_own() -> None:
         {"kind": "isotonic", "knots": [0.1, 0.2], "levels": [0.3]},
         {"kind": "isotonic", "knots": [0.2, 0.1], "levels": [0.3, 0.4]},
         {"kind": "isotonic", "knots": [0.1, 0.2], "levels": [0.4, 0.3]},
+        {"kind": "isotonic", "knots": [0.1, 0.2], "levels": [5, 7]},
+        {"kind": "isotonic", "knots": [-0.1, 0.2], "levels": [0.1, 0.2]},
+        {"kind": "isotonic", "knots": None, "levels": None},
+        {"kind": "isotonic", "knots": [0.1, float("nan")], "levels": [0.1, 0.2]},
+        {"slope": float("nan")},
+        {"offset": float("inf")},
+        {"slope": "x"},
+        {"slope": [1.0]},
+        [1, 2],
     ],
 )
-def test_stored_nonsense_is_refused(stored: dict) -> None:
+def test_stored_nonsense_is_refused(stored: Any) -> None:
     with pytest.raises(InputError, match="bad_recalibration"):
         Recalibration.from_dict(stored)
 

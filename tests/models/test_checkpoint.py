@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tsfm.errors import InputError, IntegrityError, ModelMismatch, TsfmError
-from tsfm.models.checkpoint import load_model, read_config
+from tsfm.models.checkpoint import load_model, read_config, save_model
+from tsfm.models.timeline import TimelineModel
 
 
 @pytest.fixture
@@ -94,3 +98,62 @@ def test_no_model_is_a_clear_error(tmp_path: Path) -> None:
         load_model(tmp_path)
     assert caught.value.code == "missing_model"
     assert isinstance(caught.value, TsfmError)
+
+
+def test_a_model_with_classes_names_its_tasks(tiny_hospital: Any) -> None:
+    found = load_model(tiny_hospital.model)
+    config = replace(found.model.config, class_tasks=("length_of_stay_bins",), n_classes=(4,))
+    assert "length_of_stay_bins" in replace(found, model=TimelineModel(config))._repr_html_()
+
+
+def test_weights_that_are_not_numbers_are_not_written(tiny_hospital: Any, tmp_path: Path) -> None:
+    found = load_model(tiny_hospital.model)
+    with torch.no_grad():
+        found.model.admission.baseline[0, 0] = float("nan")
+    with pytest.raises(TsfmError, match="weights_not_finite"):
+        save_model(tmp_path / "m", found.model, found.vocabulary, found.scale, facts={})
+    assert not list(tmp_path.iterdir())
+
+
+def drop_a_code(model: Path) -> None:
+    with np.load(model / "vocabulary" / "value_scale.npz") as stored:
+        arrays = dict(stored)
+    np.savez(model / "vocabulary" / "value_scale.npz", **{**arrays, "scale": arrays["scale"][:5]})
+
+
+def write_config(**changes: Any) -> Callable[[Path], Any]:
+    """A change of `config.json`; None takes a key away."""
+
+    def change(model: Path) -> None:
+        path = model / "config.json"
+        config = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: (m / "config.json").write_text("[1]"),
+        lambda m: (m / "config.json").write_text("{"),
+        lambda m: (m / "config.json").unlink(),
+        write_config(model=None),
+        write_config(model=[1]),
+        write_config(model_type=["timeline"]),
+        write_config(facts=3),
+        lambda m: (m / "calibration.json").unlink(),
+        lambda m: (m / "calibration.json").write_text("[1, 2]"),
+        lambda m: (m / "calibration.json").write_text('{"readmission_30d": 3}'),
+        lambda m: (m / "calibration.json").write_text('{"x": {"temperature": 0}}'),
+        drop_a_code,
+        lambda m: (m / "vocabulary" / "value_scale.npz").write_bytes(b"PK\x03\x04" + bytes(99)),
+    ],
+)
+def test_files_that_agree_with_the_manifest_and_say_nonsense_are_refused(
+    copied: Path, change: Callable[[Path], Any]
+) -> None:
+    change(copied)
+    forget_manifest(copied)
+    with pytest.raises(ModelMismatch):
+        load_model(copied)

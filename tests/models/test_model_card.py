@@ -14,7 +14,7 @@ from tsfm.models.checkpoint import load_model, save_model
 from tsfm.models.mamba import MambaConfig
 from tsfm.models.model_card import render_model_card
 from tsfm.models.timeline import TimelineConfig, TimelineModel
-from tsfm.tasks.registry import TASKS
+from tsfm.tasks.registry import CLASS_TASKS, TASKS
 
 TASK = "readmission_30d"
 FACTS: dict[str, Any] = {
@@ -80,6 +80,27 @@ def test_calibration_is_told_as_it_was_fitted_or_not_at_all() -> None:
     assert "not recalibrated" in told({"slope": 1.0, "offset": 0.0, "n": 3})
     text = render_model_card(make_model(TASK), facts=FACTS, calibration={})
     assert "## Calibration" not in text
+
+
+def test_tasks_with_classes_and_other_maps_are_told_as_well() -> None:
+    task = CLASS_TASKS["length_of_stay_bins"]
+    backbone = MambaConfig(d_model=8, n_layers=1, d_state=2)
+    config = TimelineConfig(
+        30, backbone, memory_width=8, class_tasks=(task.name,), n_classes=(len(task.classes),)
+    )
+    facts = {f"{task.name}.n_training_stays": 678}
+    fitted = {task.name: {"temperature": 1.3, "n": 50}}
+    text = render_model_card(TimelineModel(config), facts=facts, calibration=fitted)
+    assert "No task yet" not in text
+    assert task.description in section(text, "What it predicts")
+    assert task.classes[-1] in section(text, "What it predicts")
+    assert "678" in section(text, "Training")
+    assert "temperature 1.300" in section(text, "Calibration")
+    assert "tsfm score" not in text  # which has tasks in time only
+    assert task.name in section(text, "How to use it")
+    isotonic = {"kind": "isotonic", "slope": 1.0, "offset": 0.0, "knots": [0.1], "levels": [0.2]}
+    text = render_model_card(make_model(TASK), facts=FACTS, calibration={TASK: isotonic})
+    assert "isotonic, through 1 points" in section(text, "Calibration")
 
 
 @pytest.mark.parametrize("name", FACTS)

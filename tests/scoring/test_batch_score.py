@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 
 from tsfm import event_table, schema
 from tsfm.errors import ModelMismatch
-from tsfm.models.checkpoint import load_model
+from tsfm.evaluation.recalibration import KINDS, fit_recalibration
+from tsfm.models.checkpoint import load_model, save_model
 from tsfm.models.heads import CompetingHazards
 from tsfm.scoring.batch_score import score_events
 from tsfm.scoring.predictions import check_scores
 from tsfm.tasks.cohorts import Followup
+from tsfm.training.task_answers import score_tasks
 
 TASK = "readmission_30d"
 KEY = [schema.SUBJECT_ID, schema.PREDICTION_TIME]
@@ -33,6 +36,29 @@ def test_outcomes_that_add_up_to_a_little_more_than_one_leave_no_negative_rest(
     found = score_events(load_model(tiny_hospital.model), tiny_hospital.events, TASK)
     check_scores(found.scores)
     assert found.scores.filter(pl.col("status") == "scored")["probability_none"].max() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_score_is_what_the_stored_map_makes_of_the_raw_one(
+    tiny_hospital: Any, tmp_path: Path, kind: str
+) -> None:
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0, 0.5, 400)
+    found = fit_recalibration(kind, rng.random(400) < 1.5 * p, p)
+    model = load_model(tiny_hospital.model)
+    save_model(
+        tmp_path / "model", model.model, model.vocabulary, model.scale, facts=model.facts,
+        calibration={TASK: found.as_dict()},
+    )  # fmt: skip
+    mapped = load_model(tmp_path / "model")
+    raw = score_events(replace(model, calibration={}), tiny_hospital.events, TASK).scores
+    scores = score_events(mapped, tiny_hospital.events, TASK).scores
+    check_scores(scores)
+    expected = found.apply(raw["probability"].to_numpy())
+    np.testing.assert_allclose(scores["probability"].to_numpy(), expected, rtol=1e-5)
+    cohort = pl.read_parquet(tiny_hospital.labels / TASK / "cohort.parquet")
+    several = score_tasks(mapped, tiny_hospital.tokens, {TASK: cohort})[TASK].sort(KEY)
+    np.testing.assert_allclose(several["probability"].to_numpy(), expected, rtol=1e-3)
 
 
 def rewrite(root: Path, out: Path, change: Any) -> None:

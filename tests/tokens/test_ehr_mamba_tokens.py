@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from tsfm import event_table
-from tsfm.errors import InputError
+from tsfm.errors import FormatError, InputError
 from tsfm.tokens.ehr_mamba_tokens import (
     EhrMambaStreams,
     ehr_mamba_prompts,
@@ -255,3 +255,16 @@ def test_the_arrays_of_the_streams_are_not_changed_by_asking(tiny_hospital: Any)
     assert starts > n_subjects
     assert 0 <= starts - ends <= n_subjects
     assert (streams.kind == Kind.CLS).sum() == n_subjects
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_a_question_in_any_unit_stands_behind_what_is_known_by_then(unit: Any) -> None:
+    streams, words = streams_of(TWO_VISITS), make_words()
+    asked = pl.DataFrame({"subject_id": [1], "prediction_time": [T0 + timedelta(hours=10)]})
+    given = asked.with_columns(pl.col("prediction_time").cast(pl.Datetime(unit)))
+    task = "mortality"
+    found = ehr_mamba_prompts(streams, words, {task: given})
+    assert told(streams)[int(found.position[0])] == "MEDICATION//A"
+    zoned = asked.with_columns(pl.col("prediction_time").dt.replace_time_zone("UTC"))
+    with pytest.raises(FormatError, match="wrong_column_type"):
+        ehr_mamba_prompts(streams, words, {task: zoned})

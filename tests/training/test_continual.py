@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from tests.training.conftest import FIVE, QUICK
 from tsfm import schema
@@ -16,6 +17,7 @@ from tsfm.errors import InputError, ModelMismatch
 from tsfm.models.checkpoint import load_model
 from tsfm.training.continual import ContinualResult, SiteData, continual_finetune
 from tsfm.training.loop import TrainConfig
+from tsfm.training.multitask import shared_loss
 from tsfm.training.task_answers import task_losses
 
 TASKS = ("readmission_30d", "length_of_stay_bins")
@@ -103,3 +105,48 @@ def test_two_sites_may_number_their_patients_alike(five_tasks: Any, tiny_hospita
         question = (first, second)[site].questions[0]
         assert len(question.index.points_in(batches[site])) > 0
         assert len(question.index.points_in(batches[other])) == 0
+
+
+def test_an_earlier_sites_own_task_is_rehearsed(five_tasks: Any, tiny_hospital: Any) -> None:
+    model, (old, new) = five_tasks.loaded.model, TASKS
+    site = five_tasks.site(tiny_hospital, new)
+    earlier = five_tasks.site(tiny_hospital, old, first_key=site.views[-1].end_key)
+    config = replace(HARD, task_weights={old: 3.0})
+    loss = shared_loss([site, earlier], config)
+    model.train()
+    batch = earlier.patients(schema.TRAIN).batch(np.arange(20))
+    value = loss(model, batch, model(batch))
+    assert value is not None
+    assert value[2].keys() == {old}
+    model.eval()
+    # Every stay of a site's only task weighs alike: the mean, in its share of both sites' tasks.
+    with torch.no_grad():
+        hidden = model(batch)
+        each = earlier.questions[0].losses(model, batch, hidden)
+        model.training = True  # the weights of training, without its dropout
+        value = loss(model, batch, hidden)
+    assert value is not None
+    assert value[0].item() == pytest.approx(0.75 * each.mean().item(), rel=1e-5)
+    model.eval()
+    batch = site.patients(schema.TUNING).batch(np.arange(10))
+    with torch.no_grad():
+        value = loss(model, batch, model(batch))
+        each = site.questions[0].losses(model, batch, model(batch))
+    assert value is not None
+    assert value[0].item() == pytest.approx(each.mean().item(), rel=1e-5)
+
+
+def test_rehearsal_teaches_a_head_that_the_second_site_does_not_ask(
+    five_tasks: Any, tiny_hospital: Any, tmp_path: Path
+) -> None:
+    new, old = TASKS[1], TASKS[0]
+    first = SiteData(tiny_hospital.tokens, {old: five_tasks.cohorts[old]})
+    second = SiteData(tiny_hospital.tokens, {new: five_tasks.cohorts[new]})
+    before = five_tasks.loaded.model.task_head(old).baseline
+    for share in (0.0, 0.5):
+        out = tmp_path / f"{share}"
+        continual_finetune(
+            five_tasks.model, second, first, out, rehearsal=share, config=HARD, progress=False
+        )
+        after = load_model(out).model.task_head(old).baseline
+        assert torch.allclose(after, before, rtol=1e-6, atol=0) == (share == 0)

@@ -10,7 +10,7 @@ import torch
 
 from tsfm import schema
 from tsfm.batches.dataset import TokenDataset
-from tsfm.errors import InputError, ModelMismatch
+from tsfm.errors import InputError, ModelMismatch, TsfmError
 from tsfm.models.mamba import MambaConfig
 from tsfm.models.timeline import TimelineConfig, TimelineModel
 from tsfm.tokens.token_store import TokenStore, build_token_store
@@ -135,3 +135,18 @@ def test_no_eligible_stay_is_a_clear_error(tiny_hospital: Any, tmp_path: Path) -
             tmp_path / "m",
         )  # fmt: skip
     assert caught.value.code == "empty_cohort"
+
+
+def test_a_training_of_no_epoch_is_refused() -> None:
+    for epochs in (0, -1):
+        with pytest.raises(InputError, match="bad_epochs"):
+            TrainConfig(epochs=epochs)
+
+
+def test_a_loss_that_is_no_number_chooses_no_epoch(tiny_hospital: Any, tmp_path: Path) -> None:
+    run = Run(tiny_hospital.tokens)
+    with torch.no_grad():
+        run.model.admission.baseline.fill_(float("nan"))
+    with pytest.raises(TsfmError, match="loss_not_finite"):
+        run.train(tmp_path)
+    assert not (tmp_path / "checkpoint").exists()

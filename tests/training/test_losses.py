@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tsfm import codes
 from tsfm.batches.batch import Batch, make_batch
 from tsfm.models.mamba import MambaConfig
 from tsfm.models.timeline import TimelineConfig, TimelineModel
+from tsfm.tokens.token_store import TokenStore
 from tsfm.training.losses import (
     HAZARD_POSITIONS,
     AdmissionTargets,
@@ -131,3 +133,62 @@ def test_what_hazards_cost_does_not_grow_with_the_batch(monkeypatch: pytest.Monk
         pretraining_loss(model, batch, model(batch), make_targets(START_S + 1e9), LossWeights())
     assert max(asked) <= HAZARD_POSITIONS
     assert min(asked) > HAZARD_POSITIONS * 0.9
+
+
+def make_alone(time_s: float = START_S) -> Batch:
+    """A newborn: one token."""
+    return make_batch(
+        code=np.array([1], np.int32), value=np.array([np.nan], np.float32),
+        bin=np.zeros(1, np.int8), time_s=np.array([time_s]), lag_hours=np.zeros(1, np.float32),
+        lengths=np.array([1]), subject_id=np.array([9]), birth_s=np.array([time_s]),
+        step=np.ones(len(VOCABULARY), np.float32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [(), NAMES])
+def test_what_a_batch_cannot_teach_is_no_part_of_its_loss(names: tuple[str, ...]) -> None:
+    model = make_model(*names).train()
+    late = make_targets(START_S - 1)  # every token after the end of follow-up
+    cases = (
+        (make_alone(), make_targets(START_S + 1e6), {"admission"}),
+        (make_alone(), late, set()),
+        (make_tokens(), late, {"code", "value", "time"}),
+    )
+    for batch, targets, expected in cases:
+        model.zero_grad()
+        total, parts = pretraining_loss(model, batch, model(batch), targets, LossWeights())
+        assert set(parts) - {"hazards"} == expected
+        assert bool(total.isfinite())
+        total.backward()
+        assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+        weights = LossWeights()
+        assert float(total.detach()) == pytest.approx(
+            sum(getattr(weights, name) * part for name, part in parts.items()), rel=1e-5
+        )
+
+
+def test_parts_that_are_all_there_have_the_whole_weight_and_none_has_none() -> None:
+    weights, four = LossWeights(), ("code", "value", "time", "admission")
+    assert weights.share_of(four, hazards=False) == 1.0
+    assert weights.share_of((*four, "hazards"), hazards=True) == 1.0
+    assert weights.share_of(("admission",), hazards=False) == 0.5
+    assert weights.share_of((), hazards=True) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("config", "until_s"),
+    [
+        ({"watched_until_us": 5_000_000}, 5.0),
+        ({"watched_until_us": 5_000_000, "data_as_of": "2024-01-01"}, 5.0),
+        ({"watched_until_us": None, "data_as_of": "2024-01-01"}, None),
+        ({"data_as_of": "1970-01-02T00:00:00"}, 86400.0),
+        ({"data_as_of": "1970-01-01T00:00:00-05:00"}, 18000.0),
+        ({"data_as_of": "1970-01-02", "dates_shifted": True}, None),
+        ({}, None),
+    ],
+)
+def test_follow_up_is_the_stores_and_of_an_older_store_what_its_data_set_said(
+    tiny_hospital: Any, config: dict[str, Any], until_s: float | None
+) -> None:
+    store = TokenStore.open(tiny_hospital.tokens)
+    assert AdmissionTargets.create(dataclasses.replace(store, config=config)).until_s == until_s

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from tsfm import codes, schema
 from tsfm.batches.dataset import TokenDataset
-from tsfm.errors import InputError
+from tsfm.errors import InputError, ModelMismatch
 from tsfm.models.checkpoint import ModelDirectory, load_model
 from tsfm.models.mamba import MambaConfig
 from tsfm.models.timeline_backbone import HybridBackbone
+from tsfm.tokens.event_tokens import TOKEN_FIELDS
 from tsfm.tokens.token_store import TokenStore
+from tsfm.training import loop as training_loop
 from tsfm.training.loop import TrainConfig, TrainResult
 from tsfm.training.losses import AdmissionTargets, next_occurrences
 from tsfm.training.pretrain import ModelParts, frequent_codes, pretrain
@@ -129,8 +135,6 @@ def test_codes_that_the_vocabulary_lacks_are_refused(tiny_hospital: Any, tmp_pat
 def test_a_model_with_parts_is_fine_tuned_as_any_other(
     pretrained: tuple[ModelDirectory, TrainResult], tiny_hospital: Any, tmp_path: Path
 ) -> None:
-    import polars as pl
-
     from tsfm.training.finetune import FinetuneConfig, finetune
 
     start = pretrained[0]
@@ -147,3 +151,63 @@ def test_a_model_with_parts_is_fine_tuned_as_any_other(
     assert torch.equal(tuned.embedding.sharing.parent, start.model.embedding.sharing.parent)
     assert tuned.many_hazards is not None
     assert bool(np.isfinite(tuned.many_hazards.bias.detach().numpy()).all())
+
+
+def with_newborn(store: Path, out: Path, like: str) -> TokenStore:
+    """A store with one more subject of a split, who has one token."""
+    shutil.copytree(store, out)
+    for name, kind in TOKEN_FIELDS.items():
+        with (out / f"{name}.bin").open("ab") as file:
+            file.write(np.fromfile(out / f"{name}.bin", kind)[:1].tobytes())
+    subjects = pl.read_parquet(out / "subjects.parquet")
+    n = int(subjects["length"].sum())
+    newborn = subjects.head(1).with_columns(
+        subject_id=pl.lit(10**12, pl.Int64), start=pl.lit(n, pl.Int64),
+        length=pl.lit(1, pl.Int64), split=pl.lit(like),
+    )  # fmt: skip
+    pl.concat([subjects, newborn]).write_parquet(out / "subjects.parquet")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "n_tokens": n + 1}))
+    return TokenStore.open(out)
+
+
+def test_a_subject_of_one_token_alone_in_a_batch_spoils_no_epoch(
+    tiny_hospital: Any, tmp_path: Path
+) -> None:
+    config = TrainConfig(epochs=3, max_tokens=64)  # every subject in a batch of its own
+    losses: list[list[float]] = []
+    for split in (schema.HELD_OUT, schema.TUNING):
+        store = with_newborn(tiny_hospital.tokens, tmp_path / split, split)
+        assert store.subjects.height > 0
+        out = tmp_path / f"model-{split}"
+        result = pretrain(tmp_path / split, out, backbone=BACKBONE, config=config, progress=False)
+        losses.append([entry["tuning_loss"] for entry in result.history])
+        assert result.best_epoch == int(np.argmin(losses[-1]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1] != losses[0]  # it does count with what it has
+
+
+def test_a_stopped_run_does_not_go_on_with_a_store_of_other_values(
+    tiny_hospital: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_save = training_loop.save_checkpoint
+
+    def save_then_stop(*args: Any, **options: Any) -> None:
+        true_save(*args, **options)
+        raise KeyboardInterrupt
+
+    run = functools.partial(
+        pretrain, out=tmp_path / "m", backbone=BACKBONE,
+        config=TrainConfig(epochs=2, max_tokens=9000), progress=False,
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop, "save_checkpoint", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_hospital.tokens)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_hospital.tokens, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "content_hash": "another"}))
+    with pytest.raises(ModelMismatch, match="checkpoint_of_another_run"):
+        run(other)
+    assert run(tiny_hospital.tokens).resumed

@@ -20,12 +20,13 @@ from torch import Tensor
 from tsfm import schema
 from tsfm.batches.batch import SECONDS_PER_HOUR, Batch, make_batch
 from tsfm.errors import InputError
+from tsfm.tokens.asked_frame import read_asked
 from tsfm.tokens.event_tokens import SubjectTokens
 from tsfm.tokens.token_store import TokenStore
 from tsfm.tokens.value_scale import ValueScale
 
 NONE, EVENT, COMPETING = 0, 1, 2
-_OUTCOME = {"censored": NONE, "event": EVENT, "competing": COMPETING}
+_OUTCOME = {None: NONE, "none": NONE, "censored": NONE, "event": EVENT, "competing": COMPETING}
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,30 @@ class CohortIndex:
     rows: Mapping[int, NDArray[np.int64]]
 
     @classmethod
-    def create(cls, cohort: pl.DataFrame) -> CohortIndex:
-        """Index a frame with the columns of `schema.COHORT`; row order is kept."""
+    def create(cls, cohort: pl.DataFrame, *, outcomes: bool = True) -> CohortIndex:
+        """Index a frame with the columns of `schema.COHORT`; row order is kept.
+
+        Args:
+            cohort: Rows that are asked about.
+            outcomes: Read outcomes and days; else every row is as one of which nothing is known.
+
+        Raises:
+            FormatError: See `read_asked`.
+            InputError: `bad_outcome`: an outcome is none of `schema.COHORT`.
+        """
+        cohort = read_asked(cohort, *(("outcome", "outcome_days") if outcomes else ()))
+        outcome = np.zeros(cohort.height, np.int64)
+        days = np.full(cohort.height, np.nan, np.float32)
+        if outcomes:
+            outcome = _outcome_codes(cohort["outcome"])
+            days = cohort["outcome_days"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
         rows: dict[int, list[int]] = {}
         for row, subject in enumerate(cohort[schema.SUBJECT_ID].to_list()):
             rows.setdefault(subject, []).append(row)
-        outcomes = [_OUTCOME.get(outcome, NONE) for outcome in cohort["outcome"].to_list()]
         return cls(
             time_s=cohort[schema.PREDICTION_TIME].cast(pl.Int64).to_numpy() / 1e6,
-            outcome=np.array(outcomes, np.int64),
-            days=cohort["outcome_days"].fill_null(float("nan")).to_numpy().astype(np.float32),
+            outcome=outcome,
+            days=days.astype(np.float32),
             rows={subject: np.array(found, np.int64) for subject, found in rows.items()},
         )
 
@@ -108,6 +123,16 @@ class CohortIndex:
             days=torch.from_numpy(self.days[row]),
             row=torch.from_numpy(row),
         )
+
+
+def _outcome_codes(outcome: pl.Series) -> NDArray[np.int64]:
+    found = outcome.to_list()
+    if strange := set(found) - _OUTCOME.keys():
+        raise InputError(
+            f"{len(strange)} outcomes are none of event, competing, none and censored",
+            code="bad_outcome", place="cohort", remedy="Spell them so.",
+        )  # fmt: skip
+    return np.array([_OUTCOME[one] for one in found], np.int64)
 
 
 class TokenDataset:

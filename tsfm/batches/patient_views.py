@@ -184,11 +184,13 @@ class Rehearsal(TokenDataset):
     def plan(self, *, max_tokens: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
         """All batches of the current site and a draw of the earlier one's, in a seeded order.
 
-        Every epoch draws anew. Where the earlier site has fewer batches than are asked for, each
-        comes as often as it must.
+        Every epoch draws anew, one batch at least unless the share is nought. Where the earlier
+        site has fewer batches than are asked for, each comes as often as it must.
         """
         own = self.current.plan(max_tokens=max_tokens, seed=seed, epoch=epoch)
         n_earlier = round(len(own) * self.share / (1 - self.share))
+        if self.share > 0:  # a small site's share must not be rounded away in every epoch
+            n_earlier = max(1, n_earlier)
         found = self.earlier.plan(max_tokens=max_tokens, seed=seed, epoch=epoch)
         again = [found[k % len(found)] + len(self.current) for k in range(n_earlier)]
         batches = [*own, *again]

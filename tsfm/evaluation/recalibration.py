@@ -69,26 +69,36 @@ class Recalibration:
         """The map that `as_dict` wrote; without a kind it is Platt's.
 
         Raises:
-            InputError: An unknown kind, or knots that make no map.
+            InputError: An unknown kind, values that are no finite numbers, or knots that make no
+                map of probabilities.
         """
-        knots, levels = (tuple(map(float, stored.get(name, ()))) for name in ("knots", "levels"))
-        found = cls(
-            kind=str(stored.get("kind", "platt")),
-            slope=float(stored.get("slope", 1.0)),
-            offset=float(stored.get("offset", 0.0)),
-            knots=knots,
-            levels=levels,
-        )
-        rising = bool((np.diff(knots) > 0).all() and (np.diff(levels) >= 0).all())
-        is_isotonic = found.kind == "isotonic"
-        if found.kind not in KINDS or len(knots) != len(levels) or is_isotonic != bool(knots):
-            rising = False
-        if not rising:
-            raise InputError(
-                "stored values make no recalibration", code="bad_recalibration",
-                place="Recalibration.from_dict", remedy="Use what as_dict returned.",
-            )  # fmt: skip
+        try:
+            found = cls(
+                kind=str(stored.get("kind", "platt")),
+                slope=float(stored.get("slope", 1.0)),
+                offset=float(stored.get("offset", 0.0)),
+                knots=tuple(map(float, stored.get("knots", ()))),
+                levels=tuple(map(float, stored.get("levels", ()))),
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise _no_recalibration() from error
+        if not found._is_map():
+            raise _no_recalibration()
         return found
+
+    def _is_map(self) -> bool:
+        finite = bool(np.isfinite([self.slope, self.offset, *self.knots, *self.levels]).all())
+        rising = bool((np.diff(self.knots) > 0).all() and (np.diff(self.levels) >= 0).all())
+        fits = len(self.knots) == len(self.levels) and (self.kind == "isotonic") == bool(self.knots)
+        bounded = all(0 <= p <= 1 for p in (*self.knots, *self.levels))
+        return self.kind in KINDS and finite and rising and fits and bounded
+
+
+def _no_recalibration() -> InputError:
+    return InputError(
+        "stored values make no recalibration", code="bad_recalibration",
+        place="Recalibration.from_dict", remedy="Use what as_dict returned.",
+    )  # fmt: skip
 
 
 def fit_recalibration(kind: str, y: ArrayLike, p: ArrayLike) -> Recalibration:

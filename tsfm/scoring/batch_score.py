@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tsfm import event_table, schema
 from tsfm.batches.dataset import CohortIndex, batches_of
-from tsfm.evaluation.calibration import LogisticLine, recalibrate
+from tsfm.evaluation.recalibration import Recalibration
 from tsfm.kernels.heap import keep_freed_memory
 from tsfm.models.checkpoint import ModelDirectory
 from tsfm.tasks.cohorts import Followup, Task, follow_up_of
@@ -80,7 +80,8 @@ def score_events(
         progress: Show a bar; None: on a terminal only.
 
     Raises:
-        InputError: The model reads waveforms, and those of the data set are not encoded.
+        InputError: The model reads waveforms, and those of the data set are not encoded; or its
+            calibration is none.
         ModelMismatch: The model was not fine-tuned for the task, or the waveforms were encoded by
             another encoder.
     """
@@ -163,9 +164,7 @@ def _score_rows(
     event, competing = incidence[:, 0].astype(float), incidence[:, 1].astype(float)
     none = np.clip(1.0 - event - competing, 0.0, 1.0)  # rounding goes below nought
     raw = event if task.positive == "event" else none
-    stored = model.calibration.get(task.name, {"slope": 1.0, "offset": 0.0})
-    line = LogisticLine(intercept=stored["offset"], slope=stored["slope"])
-    positive = recalibrate(raw, line)
+    positive = Recalibration.from_dict(model.calibration.get(task.name, {})).apply(raw)
     # What the recalibration gives to one outcome it takes from the others in proportion.
     shrink = np.divide(1 - positive, 1 - raw, out=np.ones_like(raw), where=raw < 1)
     competing = competing * shrink

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from tsfm import codes, schema
 from tsfm.errors import InputError
+from tsfm.tokens.asked_frame import read_asked
 from tsfm.tokens.ehr_mamba_words import (
     CLS_ID,
     FIRST_INTERVAL_ID,
@@ -202,11 +203,13 @@ def ehr_mamba_prompts(
 
     Raises:
         InputError: A task has no prompt.
+        FormatError: See `read_asked`.
     """
     place = {int(s): k for k, s in enumerate(streams.subject_id.tolist())}
     parts: list[EhrMambaPrompts] = []
     for task, frame in asked.items():
         word = words.prompt(task)
+        frame = read_asked(frame, place=task)
         asked_us: NDArray[np.int64] = frame[schema.PREDICTION_TIME].cast(pl.Int64).to_numpy()
         moments = asked_us.astype(np.float64) / 1e6
         found: list[tuple[int, int, int]] = []

@@ -319,7 +319,7 @@ def _after_last(
     dead = np.zeros(len(subject_id), bool)
     dead[owner[clock.select(is_death).to_series().to_numpy()]] = True
     last = np.diff(owner, append=-1) != 0
-    if isinstance(watched_until_us, int):
+    if watched_until_us is not None and not isinstance(watched_until_us, Mapping):
         watched = np.full(len(owner), watched_until_us, np.int64)
     else:
         by_subject = watched_until_us or {}

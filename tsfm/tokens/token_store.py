@@ -11,10 +11,12 @@ vocabulary, so that another hospital's data meets a model's ids.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tqdm import tqdm
 
 from tsfm import event_table, schema
 from tsfm.errors import InputError, ModelMismatch
+from tsfm.tokens.data_end import DataEnd
 from tsfm.tokens.event_tokens import (
     TOKEN_FIELDS,
     scan_training_values,
@@ -33,6 +36,7 @@ from tsfm.tokens.event_tokens import (
 )
 from tsfm.tokens.signal_vectors import FOLDER as SIGNALS_DIR
 from tsfm.tokens.signal_vectors import SignalVectors, require_encoder, vectors_of
+from tsfm.tokens.store_files import FieldFiles, bad_store, map_fields, sample_hash
 from tsfm.tokens.value_scale import ValueScale, fit_value_scale
 from tsfm.tokens.vocabulary import EncodingCounts, Vocabulary, fit_vocabulary
 
@@ -72,8 +76,8 @@ class TokenStore:
         """
         folder = Path(path)
         try:
-            config = json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError) as error:
+            config: dict[str, Any] = dict(json.loads((folder / "config.json").read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 "no token store",
                 code="missing_token_store",
@@ -93,14 +97,11 @@ class TokenStore:
                 place=str(folder),
                 remedy="Make the store anew with `tsfm tokenize`.",
             )
-        n_tokens = int(config["n_tokens"])
-        fields: dict[str, NDArray[Any]] = {
-            name: np.memmap(folder / f"{name}.bin", dtype=kind, mode="r", shape=(n_tokens,))
-            if n_tokens
-            else np.zeros(0, kind)
-            for name, kind in TOKEN_FIELDS.items()
-        }
-        subjects = pl.read_parquet(folder / "subjects.parquet")
+        n_tokens = config.get("n_tokens")
+        if not isinstance(n_tokens, int) or n_tokens < 0:
+            raise bad_store("config.json does not say how many tokens there are", folder)
+        fields = map_fields(folder, n_tokens)
+        subjects = _read_subjects(folder, n_tokens)
         signals = None
         if config.get("signal_encoder"):
             signals = SignalVectors.open(folder / SIGNALS_DIR)
@@ -116,6 +117,20 @@ class TokenStore:
     def __len__(self) -> int:
         """Tokens in all."""
         return int(self.config["n_tokens"])
+
+    @cached_property
+    def hash(self) -> str:
+        """Names what the store holds: its tokens, its subjects and their splits, its scales."""
+        digest = hashlib.sha256(self.vocabulary.hash.encode())
+        digest.update((self.config.get("content_hash") or sample_hash(self.fields)).encode())
+        told = ("data_as_of", "dates_shifted", "watched_until_us", "signal_encoder")
+        digest.update(json.dumps({k: v for k, v in self.config.items() if k in told}).encode())
+        for name in (schema.SUBJECT_ID, "start", "length", "birth_s"):
+            digest.update(np.ascontiguousarray(self.subjects[name].to_numpy()).tobytes())
+        digest.update("\n".join(map(str, self.subjects["split"].to_list())).encode())
+        for array in (self.scale.median, self.scale.scale, self.scale.edges, self.scale.step):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def require_model(self, vocabulary_hash: str, signal_encoder: str) -> None:
         """Check that a model may read this store.
@@ -152,6 +167,18 @@ class TokenStore:
         return f"<b>TokenStore</b> ({len(self.vocabulary):,} codes)<table>{rows}</table>"
 
 
+def _read_subjects(folder: Path, n_tokens: int) -> pl.DataFrame:
+    try:
+        subjects = pl.read_parquet(folder / "subjects.parquet")
+        end = int((subjects["start"] + subjects["length"]).max() or 0)  # type: ignore[arg-type]
+        lacks = {schema.SUBJECT_ID, "birth_s", "split"} - set(subjects.columns)
+    except (OSError, TypeError, pl.exceptions.PolarsError) as error:
+        raise bad_store("subjects.parquet can't be read", folder) from error
+    if lacks or end > n_tokens:
+        raise bad_store("subjects.parquet is not that of these tokens", folder)
+    return subjects
+
+
 def load_vocabulary(folder: str | Path) -> tuple[Vocabulary, ValueScale]:
     """Vocabulary and value scales of a store or model."""
     vocabulary = Vocabulary.load(folder)
@@ -175,6 +202,11 @@ def build_token_store(
             one is fitted on the training subjects.
         min_count: Rarer codes take their parent's id, when fitting.
         signals: Vectors of the waveforms; by default those of the data set.
+
+    Raises:
+        InputError: The folder holds a store; or the data set's splits leave a subject out, or have
+            a name that is none.
+        FormatError: The data set's `data_as_of` is not a time stamp.
     """
     folder = Path(out)
     if (folder / "config.json").exists():
@@ -184,7 +216,9 @@ def build_token_store(
             place=str(folder),
             remedy="Choose another --out, or remove the old one.",
         )
-    splits = event_table.subject_splits(root)
+    splits = _read_splits(root)
+    facts = event_table.dataset_facts(root)
+    end = DataEnd(facts)
     if vocabulary_from is None:
         vocabulary, scale = fit(root, splits, min_count=min_count)
     else:
@@ -200,9 +234,8 @@ def build_token_store(
     subjects: list[pl.DataFrame] = []
     n_tokens = 0
     with ExitStack() as stack:
-        files = {
-            name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in TOKEN_FIELDS
-        }
+        paths = {name: folder / f"{name}.bin" for name in TOKEN_FIELDS}
+        files = FieldFiles({n: stack.enter_context(p.open("wb")) for n, p in paths.items()})
         bar = tqdm(
             event_table.shard_paths(root), desc="tokenize", unit="shard", disable=None, leave=False
         )
@@ -210,9 +243,8 @@ def build_token_store(
             shard = event_table.read_events(path)
             tokens = tokenize_events(shard, vocabulary, scale, signals=signals)
             counts.add(tokens.counts)
-            for name, kind in TOKEN_FIELDS.items():
-                array: NDArray[Any] = getattr(tokens, name)
-                files[name].write(np.ascontiguousarray(array, dtype=kind).tobytes())
+            files.append(tokens)
+            end.see(shard)
             subjects.append(
                 pl.DataFrame(
                     {
@@ -220,13 +252,12 @@ def build_token_store(
                         "start": tokens.start[:-1] + n_tokens,
                         "length": np.diff(tokens.start),
                         "birth_s": tokens.birth_s,
-                        "split": [splits.get(int(s), schema.TRAIN) for s in tokens.subject_id],
+                        "split": _splits_of(tokens.subject_id, splits, root),
                     }
                 )
             )
             n_tokens += len(tokens.code)
     pl.concat(subjects).write_parquet(folder / "subjects.parquet")
-    facts = event_table.dataset_facts(root)
     config = {
         "format_version": FORMAT_VERSION,
         "n_tokens": n_tokens,
@@ -240,12 +271,49 @@ def build_token_store(
         "dataset_name": facts.get("dataset_name"),
         "data_as_of": facts.get("data_as_of"),
         "dates_shifted": facts.get("dates_shifted", False),
+        "watched_until_us": end.until_us,
+        "content_hash": files.hash,
     }
     # Written last, and whole or not at all: a folder with a `config.json` is a whole store.
     temporary = folder / ".config.json.tmp"
     temporary.write_text(json.dumps(config, indent=2) + "\n")
     os.replace(temporary, folder / "config.json")
     return TokenStore.open(folder)
+
+
+def _read_splits(root: str | Path) -> dict[int, str]:
+    """Splits of the data set's subjects.
+
+    Raises:
+        InputError: `unknown_split`: one of them is null or another word.
+    """
+    splits = event_table.subject_splits(root)
+    strange = sum(split not in schema.SPLITS for split in splits.values())
+    if strange:
+        raise InputError(
+            f"{strange} subjects are in no known split", code="unknown_split",
+            place=_splits_path(root), remedy=f"Use {', '.join(schema.SPLITS)}.",
+        )  # fmt: skip
+    return splits
+
+
+def _splits_of(
+    subject_id: NDArray[np.int64], splits: dict[int, str], root: str | Path
+) -> list[str]:
+    """Split of each subject; one that has none might have been held out, so none is made up."""
+    found = [splits.get(subject) for subject in subject_id.tolist()]
+    known = [split for split in found if split is not None]
+    if len(known) < len(found):
+        raise InputError(
+            f"{len(found) - len(known)} subjects of the events have no split",
+            code="missing_split", place=_splits_path(root),
+            remedy="Give every subject a row, or ingest the data set anew.",
+        )  # fmt: skip
+    return known
+
+
+def _splits_path(root: str | Path) -> str:
+    return str(schema.metadata_dir(root) / "subject_splits.parquet")
 
 
 def fit(
@@ -263,7 +331,7 @@ def fit(
         raise InputError(
             "no training subjects",
             code="no_training_subjects",
-            place=str(schema.metadata_dir(root) / "subject_splits.parquet"),
+            place=_splits_path(root),
             remedy="Use --vocabulary of an existing model, or a data set with a training split.",
         )
     code_counts: dict[str, int] = {}

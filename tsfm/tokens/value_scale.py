@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import polars as pl
@@ -96,16 +97,17 @@ class ValueScale:
                     stored["edges"].astype(np.float32),
                     stored["step"].astype(np.float32),
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ModelMismatch(
                 "no readable value scales",
                 code="bad_value_scale",
                 place=str(path),
                 remedy="Use the folder as it was written by tsfm.",
             ) from error
-        if len(scale.median) != n_codes:
+        shapes = {x.shape for x in (scale.median, scale.scale, scale.step)}
+        if shapes != {(n_codes,)} or scale.edges.shape != (n_codes, N_BINS - 1):
             raise ModelMismatch(
-                f"value scales of {len(scale.median)} codes, vocabulary of {n_codes}",
+                f"value scales are not those of a vocabulary of {n_codes} codes",
                 code="value_scale_size",
                 place=str(path),
                 remedy="Use the vocabulary folder as it was written by tsfm.",

@@ -122,9 +122,11 @@ def continual_finetune(
     training = Rehearsal(own, earlier.patients(schema.TRAIN), rehearsal)
     torch.manual_seed(config.train.seed)
     model = with_heads(start.model, site.questions, own)
+    sites = [site, earlier] if rehearsal else [site]
     result = fit(
-        model, start, site, training, shared_loss([site, earlier], config), config,
+        model, start, site, training, shared_loss(sites, config), config,
         out=out, what="finetune on another site", progress=progress, extra=[rehearsal],
+        rehearsed=sites[1:],
     )  # fmt: skip
     after = task_losses(model, earlier, schema.TUNING)
     forgotten = {f"{name}.forgetting": after[name] - loss for name, loss in before.items()}

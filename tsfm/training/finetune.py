@@ -30,9 +30,11 @@ from tsfm.evaluation.calibration import fit_platt
 from tsfm.models.checkpoint import load_model, refuse_existing, save_model
 from tsfm.models.timeline import TimelineModel
 from tsfm.tasks.registry import Task, task_named
+from tsfm.tokens.asked_frame import read_asked
 from tsfm.tokens.token_store import TokenStore
 from tsfm.training.loop import TrainConfig, TrainResult, fingerprint, train
 from tsfm.training.losses import AdmissionTargets, LossWeights, pretraining_loss
+from tsfm.training.questions import TEACHES, stays_hash
 
 FINETUNE_DEFAULTS = TrainConfig(epochs=3, lr=1.2e-3, patience=3, warmup=0.1)
 
@@ -75,8 +77,9 @@ def finetune(
 
     Raises:
         ModelMismatch: The store's vocabulary, or the encoder of its waveforms, is not the model's.
-        InputError: No eligible stay with a known outcome in training or tuning, or the output
-            folder is not empty.
+        InputError: No eligible stay with a known outcome in training or tuning, an outcome that is
+            none, or the output folder is not empty.
+        FormatError: The cohort lacks a column, or its times are not naive; see `read_asked`.
     """
     config = config or FinetuneConfig()
     task = task_named(task_name)
@@ -84,9 +87,8 @@ def finetune(
     start = load_model(model_dir)
     store = TokenStore.open(tokens)
     store.require_model(start.vocabulary.hash, start.model.config.signal_encoder)
-    known = cohort.filter(
-        pl.col("eligible") & pl.col("outcome").is_not_null() & (pl.col("outcome_days") > 0)
-    )
+    cohort = read_asked(cohort, "eligible", "outcome", "outcome_days", place=task_name)
+    known = cohort.filter(pl.col("eligible") & TEACHES)
     index = CohortIndex.create(known)
     owners = set(known[schema.SUBJECT_ID].to_list())
     training = TokenDataset(store, schema.TRAIN, subjects=owners)
@@ -132,6 +134,7 @@ def finetune(
         fingerprint=fingerprint(
             model.config, config.train, config.pretraining_weight, start.hash, known.height
         ),
+        data=fingerprint(store.hash, stays_hash(known)),
     )  # fmt: skip
     calibration = {
         **start.calibration,

@@ -25,7 +25,7 @@ from tsfm.kernels.heap import keep_freed_memory
 from tsfm.models.forecast_data import ForecastContext, ForecastQueries
 from tsfm.models.forecaster import ForecasterModel
 from tsfm.models.quantile_head import bounded_square, pinball
-from tsfm.training.checkpoints import load_checkpoint, save_checkpoint
+from tsfm.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from tsfm.training.optimizer import WeightAverage, learning_rate, make_optimizer
 
 logger = logging.getLogger("tsfm")
@@ -150,7 +150,7 @@ def train_forecaster(
     state: dict[str, Any] = {"fingerprint": fingerprint, "step": 0, "history": [], "seconds": 0.0}
     best: dict[str, Tensor] = {}
     checkpoint = folder / "checkpoint"
-    resumed = checkpoint.exists()
+    resumed = find_checkpoint(checkpoint)
     if resumed:
         state, best = load_checkpoint(
             checkpoint, fingerprint=fingerprint, model=model, average=average, optimizer=optimizer

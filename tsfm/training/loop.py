@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from tqdm import tqdm
 
 from tsfm.batches.batch import Batch
 from tsfm.batches.dataset import TokenDataset
-from tsfm.errors import InputError
+from tsfm.errors import InputError, TsfmError
 from tsfm.kernels.heap import keep_freed_memory
 from tsfm.models.timeline import TimelineModel
-from tsfm.training.checkpoints import load_checkpoint, save_checkpoint
+from tsfm.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from tsfm.training.optimizer import WeightAverage, learning_rate, make_optimizer
 
 logger = logging.getLogger("tsfm")
@@ -60,6 +61,18 @@ class TrainConfig:
     average_decay: float = 0.995
     patience: int = 5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a training that would train nothing.
+
+        Raises:
+            InputError: `bad_epochs`: there is no epoch.
+        """
+        if self.epochs < 1:
+            raise InputError(
+                "fewer than one epoch", code="bad_epochs", place="TrainConfig.epochs",
+                remedy="Train for one pass or more.",
+            )  # fmt: skip
 
 
 @dataclass
@@ -104,6 +117,7 @@ def train(
     folder: Path,
     what: str,
     fingerprint: str,
+    data: str | None = None,
     progress: bool | None = None,
 ) -> TrainResult:
     """Train a model in place and leave it with its best weights.
@@ -116,8 +130,15 @@ def train(
         config: How to train.
         folder: Where checkpoints go; an existing one is continued.
         what: Name of the run, for the progress bar.
-        fingerprint: Digest of everything that makes this run this run.
+        fingerprint: Digest of the configuration and sizes that make this run this run.
+        data: Digest of what the labels and the tokens hold, of which the fingerprint knows sizes.
         progress: Show a bar; None: on a terminal only.
+
+    Raises:
+        InputError: A split has no subjects, or the tuning split asks nothing.
+        ModelMismatch: The checkpoint in the folder is of another run, or of other data.
+        IntegrityError: It can't be read.
+        TsfmError: `loss_not_finite`: the loss on the tuning subjects is no number.
     """
     if len(training) == 0 or len(tuning) == 0:
         raise InputError(
@@ -136,19 +157,21 @@ def train(
     warmup = max(1, round(config.warmup * n_steps))
     checkpoint = folder / "checkpoint"
     state: dict[str, Any] = {"fingerprint": fingerprint, "epoch": 0, "step": 0, "history": []}
+    state |= {} if data is None else {"data": data}
     best: dict[str, Tensor] = {}
-    resumed = checkpoint.exists()
+    resumed = find_checkpoint(checkpoint)
     if resumed:
         state, best = load_checkpoint(
-            checkpoint, fingerprint=fingerprint, model=model, average=average, optimizer=optimizer
-        )
+            checkpoint, fingerprint=fingerprint, data=data, model=model, average=average,
+            optimizer=optimizer,
+        )  # fmt: skip
+        state |= {} if data is None else {"data": data}
     disable = None if progress is None else not progress
     for epoch in range(state["epoch"], config.epochs):
         if _is_finished(state["history"], config):
             break
         model.train()
-        parts_sum: dict[str, float] = {}
-        n_batches = 0
+        parts = _PartMeans()
         plan = training.plan(max_tokens=config.max_tokens, seed=config.seed, epoch=epoch)
         bar = tqdm(plan, desc=f"{what} {epoch + 1}/{config.epochs}", disable=disable, leave=False)
         for chosen in bar:
@@ -165,13 +188,12 @@ def train(
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             optimizer.step()
             average.update(model)
-            n_batches += 1
-            for name, part in value[2].items():
-                parts_sum[name] = parts_sum.get(name, 0.0) + part
-            bar.set_postfix({k: f"{v / n_batches:.3f}" for k, v in parts_sum.items()})
+            parts.add(value[2])
+            bar.set_postfix({k: f"{v:.3f}" for k, v in parts.means().items()})
         current = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(average.weights)
         tuning_loss, tuning_parts = evaluate_loss(model, tuning, loss, config.max_tokens)
+        _require_finite(tuning_loss, what, epoch)
         history: list[dict[str, Any]] = state["history"]
         if not history or tuning_loss < min(entry["tuning_loss"] for entry in history):
             best = {name: tensor.clone() for name, tensor in average.weights.items()}
@@ -180,7 +202,7 @@ def train(
             {
                 "epoch": epoch,
                 "tuning_loss": tuning_loss,
-                "train": {k: v / max(1, n_batches) for k, v in parts_sum.items()},
+                "train": parts.means(),
                 "tuning": tuning_parts,
                 "seconds": round(time.perf_counter() - started, 1),
             }
@@ -208,17 +230,14 @@ def evaluate_loss(
     """Weighted mean loss and unweighted mean of its parts over all of a split's subjects."""
     model.eval()
     total = weight = 0.0
-    n = 0
-    parts_sum: dict[str, float] = {}
+    parts = _PartMeans()
     for batch in subjects.batches(max_tokens=max_tokens):
         value = loss(model, batch, model(batch))
         if value is None:
             continue
         total += value[0].item() * value[1]
         weight += value[1]
-        n += 1
-        for name, part in value[2].items():
-            parts_sum[name] = parts_sum.get(name, 0.0) + part
+        parts.add(value[2])
     if weight == 0:
         raise InputError(
             "the tuning subjects ask nothing",
@@ -226,7 +245,7 @@ def evaluate_loss(
             place="tuning split",
             remedy="The tuning split needs at least one labelled prediction time.",
         )
-    return total / weight, {name: part / n for name, part in parts_sum.items()}
+    return total / weight, parts.means()
 
 
 def fingerprint(*parts: Any) -> str:
@@ -234,6 +253,31 @@ def fingerprint(*parts: Any) -> str:
     text = json.dumps([asdict(p) if hasattr(p, "__dataclass_fields__") else p for p in parts],
                       sort_keys=True)  # fmt: skip
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _PartMeans:
+    """Means of a loss's parts, each over the batches that have it."""
+
+    def __init__(self) -> None:
+        self.total: dict[str, float] = {}
+        self.n: dict[str, int] = {}
+
+    def add(self, parts: Mapping[str, float]) -> None:
+        for name, part in parts.items():
+            self.total[name] = self.total.get(name, 0.0) + part
+            self.n[name] = self.n.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        return {name: total / self.n[name] for name, total in self.total.items()}
+
+
+def _require_finite(tuning_loss: float, what: str, epoch: int) -> None:
+    if not math.isfinite(tuning_loss):
+        raise TsfmError(
+            "the loss on the tuning subjects is no finite number", code="loss_not_finite",
+            place=f"{what}, epoch {epoch + 1}",
+            remedy="Use a lower learning rate; the checkpoint of the epoch before is kept.",
+        )  # fmt: skip
 
 
 def _is_finished(history: list[dict[str, Any]], config: TrainConfig) -> bool:

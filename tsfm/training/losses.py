@@ -2,8 +2,9 @@
 
 The time to the next hospital admission, with death competing, is asked at every token and not only
 at discharges: each state learns to hold the risk, and a patient with one stay teaches as much a
-token as one with ten. Follow-up ends at the data set's own end; where dates are shifted a patient
-at a time there is no such end, and a year after the last event is taken as seen.
+token as one with ten. Follow-up ends at the data set's own end, as the labels' does; where dates
+are shifted a patient at a time there is no such end, and a year after the last event is taken as
+seen.
 
 A model with hazards of codes is also asked, at a sample of tokens, for the time to the next
 occurrence of each code. There nothing is taken as seen beyond a record's last event: not every code
@@ -12,10 +13,12 @@ would have left a trace.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +56,18 @@ class LossWeights:
     admission: float = 1.0
     hazards: float = 0.25
 
+    def share_of(self, parts: Iterable[str], *, hazards: bool) -> float:
+        """Share of some parts in the weight of all.
+
+        Args:
+            parts: Names of those that a batch has.
+            hazards: Whether the model has hazards of codes.
+        """
+        named = vars(self) if hazards else {k: w for k, w in vars(self).items() if k != "hazards"}
+        told = set(parts)
+        own = sum(weight for name, weight in named.items() if name in told)
+        return own / sum(named.values()) if own else 0.0
+
 
 @dataclass(frozen=True)
 class AdmissionTargets:
@@ -73,16 +88,10 @@ class AdmissionTargets:
     @classmethod
     def create(cls, store: TokenStore) -> AdmissionTargets:
         """Read the ids from the vocabulary and the follow-up from the store's facts."""
-        until = store.config.get("data_as_of")
-        until_s = None
-        if until and not store.config.get("dates_shifted"):
-            moment = datetime.fromisoformat(until)
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            until_s = moment.timestamp()
         return cls(
             np.array(store.vocabulary.ids_of_class(codes.ADMISSION), np.int64),
             np.array(store.vocabulary.ids_of_class(codes.DEATH), np.int64),
-            until_s,
+            _watched_until_s(store.config),
             store.vocabulary.codes,
         )
 
@@ -199,6 +208,18 @@ def _occurring(
     return token, names[borders[code[token]] + place]
 
 
+def _watched_until_s(config: Mapping[str, Any]) -> float | None:
+    if "watched_until_us" in config:
+        until_us = config["watched_until_us"]
+        return None if until_us is None else until_us / 1e6
+    # A store of an older version knows no more than the data set's own word.
+    until = config.get("data_as_of")
+    if not until or config.get("dates_shifted"):
+        return None
+    moment = datetime.fromisoformat(until)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
 def _next_after(own: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
     """Time of the first of `found` after each time, infinite where there is none."""
     padded = np.append(found, np.inf)
@@ -213,6 +234,9 @@ def pretraining_loss(
     weights: LossWeights,
 ) -> tuple[Tensor, dict[str, float]]:
     """Weighted sum of the pretraining losses and its parts.
+
+    What a batch has nothing to teach of adds 0 and is no part: the next event where every subject
+    has one token, the next admission where nobody is followed any more.
 
     Args:
         model: Model whose heads are used.
@@ -233,15 +257,17 @@ def pretraining_loss(
     )
     points = targets.points(batch)
     log_hazard = model.admission(hidden[points.position], points.elapsed_hours)
-    admission = model.admission.negative_log_likelihood(
-        log_hazard, points.outcome, points.days
-    ).mean()
-    parts = {
-        "code": following.code.item(),
-        "value": following.value.item(),
-        "time": following.time.item(),
-        "admission": admission.item(),
-    }
+    each = model.admission.negative_log_likelihood(log_hazard, points.outcome, points.days)
+    admission = each.mean() if len(points) else each.sum()
+    parts: dict[str, float] = {}
+    if len(now):
+        parts |= {
+            "code": following.code.item(),
+            "value": following.value.item(),
+            "time": following.time.item(),
+        }
+    if len(points):
+        parts["admission"] = admission.item()
     total = (
         weights.code * following.code
         + weights.value * following.value
@@ -249,9 +275,10 @@ def pretraining_loss(
         + weights.admission * admission
     )
     if model.many_hazards is not None and weights.hazards:
-        hazards = _hazard_loss(model, model.many_hazards, batch, hidden, targets)
+        hazards, n_asked = _hazard_loss(model, model.many_hazards, batch, hidden, targets)
         total = total + weights.hazards * hazards
-        parts["hazards"] = hazards.item()
+        if n_asked:
+            parts["hazards"] = hazards.item()
     return total, parts
 
 
@@ -261,8 +288,12 @@ def _hazard_loss(
     batch: Batch,
     hidden: Tensor,
     targets: AdmissionTargets,
-) -> Tensor:
-    """Nats an event at tokens drawn anew each time in training, and spread evenly else."""
+) -> tuple[Tensor, int]:
+    """Nats an event at tokens drawn anew each time in training, and spread evenly else.
+
+    Returns:
+        The loss, and how many of the tokens are followed.
+    """
     n = min(HAZARD_POSITIONS, batch.n_tokens)
     if model.training:
         chosen = torch.randperm(batch.n_tokens)[:n].numpy()
@@ -270,4 +301,4 @@ def _hazard_loss(
         chosen = np.linspace(0, batch.n_tokens - 1, n).astype(np.int64)
     found = next_occurrences(batch, targets, model.config.hazard_codes, chosen)
     each = head.negative_log_likelihood(head(hidden[found.position]), found.days, found.is_event)
-    return each.sum() / found.is_event.sum().clamp(min=1)
+    return each.sum() / found.is_event.sum().clamp(min=1), len(found.position)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -150,18 +150,24 @@ def with_heads(
 
 
 def shared_loss(sites: Sequence[Site], config: MultitaskConfig) -> BatchLoss:
-    """Loss of a batch of any of the sites, whose keys differ; the first one sets the weights.
+    """Loss of a batch of any of the sites, whose keys differ; the first one is evaluated.
 
     A stay weighs w / sum(w) * N / n, with its task's weight w and number of stays n, and N stays in
-    all, counted among the training subjects, or in evaluation among the tuning subjects.
+    all, counted among the training subjects of the first site that asks the task; the sum is over
+    the tasks of all sites. In evaluation it is all of the first site and its tuning subjects.
 
     Raises:
         InputError: A weight is not positive, or of no task.
     """
-    shares = _shares(sites[0], config)
+    shares = _shares(sites, config)
+    training: dict[str, float] = {}
+    for site in sites:
+        own = _stay_weights(site.n_stays(site.patients(schema.TRAIN)), shares)
+        training = {**own, **training}
+    tuned = sites[0].patients(schema.TUNING)
     weights = {
-        split == schema.TRAIN: _stay_weights(sites[0].n_stays(sites[0].patients(split)), shares)
-        for split in (schema.TRAIN, schema.TUNING)
+        True: training,
+        False: _stay_weights(sites[0].n_stays(tuned), _shares(sites[:1], config, also=shares)),
     }
     losses = LossWeights()
 
@@ -200,6 +206,7 @@ def fit(
     out: str | Path,
     what: str,
     progress: bool | None,
+    rehearsed: Sequence[Site] = (),
     extra: Sequence[Any] = (),
 ) -> TrainResult:
     """Train in place; a stopped run of the same parts goes on from `<out>.work`."""
@@ -211,6 +218,7 @@ def fit(
             model.config, config.train, config.pretraining_weight, dict(config.task_weights),
             start.hash, rows, training.n_tokens, list(extra),
         ),
+        data=fingerprint(site.hash, *(earlier.hash for earlier in rehearsed)),
     )  # fmt: skip
 
 
@@ -243,10 +251,13 @@ def save_fitted(
     shutil.rmtree(_work(out), ignore_errors=True)
 
 
-def _shares(site: Site, config: MultitaskConfig) -> dict[str, float]:
-    names = [q.task.name for q in site.questions]
+def _shares(
+    sites: Sequence[Site], config: MultitaskConfig, also: Iterable[str] = ()
+) -> dict[str, float]:
+    """Shares of the sites' tasks in the loss; `also` names others that may have a weight."""
+    names = list(dict.fromkeys(q.task.name for site in sites for q in site.questions))
     weights = {name: float(config.task_weights.get(name, 1.0)) for name in names}
-    if not set(config.task_weights) <= set(names) or not all(w > 0 for w in weights.values()):
+    if not set(config.task_weights) <= {*names, *also} or not all(w > 0 for w in weights.values()):
         raise InputError(
             "task weights must be positive and of tasks that are trained", code="bad_task_weights",
             place="MultitaskConfig.task_weights", remedy=f"Tasks here: {', '.join(names)}.",

@@ -1,4 +1,4 @@
-"""AdamW with a warm-up and a cosine to zero, and a moving average of the weights.
+"""AdamW with a warm-up and a cosine down to 2 % of the peak, and a moving average of the weights.
 
 Rates, biases, norms and embeddings are not decayed: pulling a time constant or a rare code towards
 zero is not regularisation.

@@ -146,9 +146,13 @@ def pretrain(
 
     def loss(
         model: TimelineModel, batch: Batch, hidden: Tensor
-    ) -> tuple[Tensor, float, dict[str, float]]:
+    ) -> tuple[Tensor, float, dict[str, float]] | None:
         total, each = pretraining_loss(model, batch, hidden, targets, weights)
-        return total, float(batch.n_tokens), each
+        share = weights.share_of(each, hazards=model.many_hazards is not None)
+        if not share:
+            return None
+        # A part that the batch lacks is no loss of nought: it must not count in a mean.
+        return total if model.training else total / share, share * batch.n_tokens, each
 
     work = Path(out).with_name(f"{Path(out).name}.work")
     result = train(
@@ -158,6 +162,7 @@ def pretrain(
             model_config.stored(), config, weights, store.vocabulary.hash, training.n_tokens,
             *([dict(parts.descriptions)] if parts.descriptions else []),
         ),
+        data=store.hash,
     )  # fmt: skip
     save_model(
         out,

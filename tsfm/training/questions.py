@@ -15,6 +15,8 @@ of a patient stand in the same batch (`tsfm.batches.patient_views`).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ from tsfm.tasks.class_tasks import CENSORED, ClassTask, class_labels_of
 from tsfm.tasks.cohorts import Task
 from tsfm.tasks.comorbidity import COMORBIDITY, HIDDEN, hide_history
 from tsfm.tasks.registry import any_task_named
+from tsfm.tokens.asked_frame import read_asked
 from tsfm.tokens.signal_vectors import vectors_of
 from tsfm.tokens.token_store import TokenStore, build_token_store
 from tsfm.training.losses import AdmissionTargets
@@ -46,6 +49,13 @@ HIDING: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {COMORBIDITY.name: h
 """Tasks that are asked on hidden history, with what hides it."""
 
 UNKNOWN_CLASS = -1
+
+TEACHES = (
+    pl.col("outcome").is_not_null()
+    & (pl.col("outcome_days") > 0)
+    & pl.col("outcome_days").is_finite()
+)
+"""Stays of which something is known, if only that nothing happened for some days."""
 
 
 @dataclass(frozen=True)
@@ -79,21 +89,27 @@ class Question:
             known: Only stays whose outcome teaches something; else all that are eligible.
 
         Raises:
-            FormatError: An outcome is none of the task's classes.
+            FormatError: An outcome is none of the task's classes; or see `read_asked`.
+            InputError: An outcome that is to teach is none of a task in time.
         """
-        stays = cohort.filter("eligible")
+        needed = ("outcome", "outcome_days") if known else ()
+        stays = read_asked(cohort, "eligible", *needed, place=task.name).filter("eligible")
         classes = task.classes if isinstance(task, ClassTask) else ()
         if known and isinstance(task, ClassTask):
             class_labels_of(stays, task)  # refuses the cohort of another task
             stays = stays.filter(pl.col("outcome") != CENSORED)
         elif known:
-            stays = stays.filter(pl.col("outcome").is_not_null() & (pl.col("outcome_days") > 0))
+            stays = stays.filter(TEACHES)
         keyed = view.keyed(stays)
         place = {name: k for k, name in enumerate(classes)}
-        label = [place.get(outcome, UNKNOWN_CLASS) for outcome in stays["outcome"].to_list()]
+        label = [UNKNOWN_CLASS] * stays.height
+        if known:
+            label = [place.get(outcome, UNKNOWN_CLASS) for outcome in stays["outcome"].to_list()]
         return cls(
-            task, stays, CohortIndex.create(keyed),
-            keyed[schema.SUBJECT_ID].to_numpy().astype(np.int64), np.array(label, np.int64),
+            task, stays,
+            CohortIndex.create(keyed, outcomes=known and not isinstance(task, ClassTask)),
+            keyed[schema.SUBJECT_ID].to_numpy().astype(np.int64),
+            np.array(label, np.int64),
         )  # fmt: skip
 
     def losses(self, model: TimelineModel, batch: Batch, hidden: Tensor) -> Float[Tensor, " point"]:
@@ -150,9 +166,34 @@ class Site:
             )
         return found
 
+    @property
+    def hash(self) -> str:
+        """Names what the site teaches: its streams and its stays with their outcomes."""
+        parts = [view.store.hash for view in self.views]
+        parts += [f"{q.task.name} {stays_hash(q.stays)}" for q in self.questions]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
     def n_stays(self, patients: PatientViews) -> dict[str, int]:
         """Stays that each task asks of some patients."""
         return {q.task.name: int(np.isin(q.keys, patients.keys).sum()) for q in self.questions}
+
+
+def stays_hash(stays: pl.DataFrame) -> str:
+    """Names whom stays are of, when they are asked about and what came of them.
+
+    Their order is a part of it: sums over a batch are taken in it, and so are rounded.
+    """
+    columns = (
+        pl.col(schema.SUBJECT_ID).cast(pl.Int64),
+        pl.col(schema.PREDICTION_TIME).cast(pl.Int64),
+        pl.col("outcome_days").cast(pl.Float64).fill_null(float("nan")),
+        pl.col("outcome").cast(pl.String),
+    )
+    *numbers, outcome = stays.select(columns)
+    digest = hashlib.sha256(json.dumps(outcome.to_list()).encode())
+    for column in numbers:
+        digest.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+    return digest.hexdigest()
 
 
 def open_site(

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tsfm.models.biosignal_encoder import BiosignalEncoder, lead_slots
 from tsfm.models.signal_grid import to_grid
-from tsfm.training.checkpoints import load_checkpoint, save_checkpoint
+from tsfm.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from tsfm.training.loop import fingerprint
 from tsfm.training.optimizer import WeightAverage, learning_rate, make_optimizer
 
@@ -170,7 +170,7 @@ def fit_signal_classifier(
         for part in (signal, label, *encoder.state_dict().values()):
             content.update(part.detach().contiguous().numpy().tobytes())
         run = fingerprint(training, content.hexdigest(), float(fs_hz), list(leads), exclusive)
-    if checkpoint is not None and checkpoint.exists():
+    if checkpoint is not None and find_checkpoint(checkpoint):
         state, _ = load_checkpoint(
             checkpoint, fingerprint=run, model=model, average=average, optimizer=optimizer
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tsfm import schema
 from tsfm.batches.patient_views import PatientViews
-from tsfm.evaluation.calibration import LogisticLine, recalibrate
+from tsfm.evaluation.recalibration import Recalibration
 from tsfm.models.checkpoint import ModelDirectory, load_model
 from tsfm.models.timeline import TimelineModel
 from tsfm.tasks.class_tasks import ClassTask
@@ -53,7 +53,7 @@ def score_tasks(
 
     Raises:
         ModelMismatch: The model has no head for a task, or another vocabulary.
-        InputError: See `open_site`.
+        InputError: See `open_site`; or a stored calibration is none.
     """
     found = model if isinstance(model, ModelDirectory) else load_model(model)
     site = open_site(
@@ -74,9 +74,8 @@ def score_tasks(
             event, competing = own.double().numpy().T
             none = np.clip(1.0 - event - competing, 0.0, 1.0)
             raw = event.copy() if question.task.positive == "event" else none
-            line = LogisticLine(intercept=stored.get("offset", 0.0), slope=stored.get("slope", 1.0))
             known = ~np.isnan(raw)
-            raw[known] = recalibrate(raw[known], line)
+            raw[known] = Recalibration.from_dict(stored).apply(raw[known])
             columns = {"probability": raw}
         stays = question.stays.select(schema.SUBJECT_ID, schema.PREDICTION_TIME)
         frames[name] = stays.with_columns(
