@@ -374,6 +374,11 @@ def _check(h: Tensor, dt: Tensor, t0: Tensor | None, decay: float, allow_negativ
     for name, hours in (("dt_hours", dt), ("t0_hours", t0)):
         if hours is not None and hours.shape != h.shape[:1]:
             raise wrong_shape(name, hours, f"({h.shape[0]},)")
+        if hours is not None and not bool(torch.isfinite(hours).all()):
+            raise InputError(
+                "hours are not finite", code="interval_not_finite", place=name,
+                remedy="Start a new state where nothing is left of the old one.",
+            )  # fmt: skip
     if h.dtype not in (torch.float32, torch.float64):
         raise InputError(
             f"h holds {h.dtype}, not float32 or float64", code="wrong_type", place="h",
@@ -381,16 +386,6 @@ def _check(h: Tensor, dt: Tensor, t0: Tensor | None, decay: float, allow_negativ
         )  # fmt: skip
     if not 0 <= decay < math.inf:
         raise _bad_setting("decay_per_hour", "must not be negative")
-    if not bool(torch.isfinite(dt).all()):
-        raise InputError(
-            "an interval is not finite", code="interval_not_finite", place="dt_hours",
-            remedy="Start a new state where nothing is left of the old one.",
-        )  # fmt: skip
-    if t0 is not None and not bool(torch.isfinite(t0).all()):
-        raise InputError(
-            "a start is not finite", code="interval_not_finite", place="t0_hours",
-            remedy="Give the hours at which each interval begins.",
-        )  # fmt: skip
     if not allow_negative and bool((dt < 0).any()):
         raise InputError(
             "an interval is negative", code="negative_interval", place="dt_hours",

@@ -119,6 +119,12 @@ def test_the_examples_of_acting_on_risk_run_as_they_stand(
     assert set(found["answers"]) == set(found["tasks"])
     assert found["course"]["probability"].is_between(0, 1).all()
     assert found["why"].events.height > 0
+    chosen_on, reported_on = (set(found[name]["subject_id"]) for name in ("tuning", "held_out"))
+    assert chosen_on
+    assert reported_on
+    splits = found["splits"]
+    assert {splits[subject] for subject in chosen_on} == {"tuning"}
+    assert {splits[subject] for subject in reported_on} == {"held_out"}
 
 
 def test_the_examples_of_reading_signals_run_as_they_stand(

@@ -1,8 +1,8 @@
 """`tsfm`: the command line. Data and tables on stdout, progress and errors on stderr.
 
 Exit codes: 0 done, 1 failure, 2 wrong usage, 3 done but some rows were set aside, 4 bytes on disk
-are not what was written. Every command imports what it needs when it runs, so that `tsfm --help`
-is quick.
+are not what was written, 130 stopped by hand. Every command imports what it needs when it runs, so
+that `tsfm --help` is quick.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tsfm import __version__
 from tsfm.cli_doctor import doctor
+from tsfm.cli_exit import STOPPED, note_interrupts, tell_error, tell_stopped
+from tsfm.cli_exit import TRACEBACK as TRACEBACK
 from tsfm.cli_ingest import app as ingest_app
-from tsfm.errors import TsfmError
 
-TRACEBACK = "TSFM_TRACEBACK"
-"""Environment variable that asks for the whole trace of an error nobody foresaw."""
+if TYPE_CHECKING:
+    from tsfm.scoring.risk_assessment import RiskBands
 
 app = typer.Typer(
     name="tsfm",
@@ -74,7 +74,7 @@ def _root(
 @app.command(epilog="Example: tsfm simulate --out hospital/ --patients 6000 --seed 1")
 def simulate(
     out: Out,
-    patients: Annotated[int, typer.Option(help="Patients to simulate.")] = 6000,
+    patients: Annotated[int, typer.Option(help="Patients to simulate.", min=1)] = 6000,
     seed: Seed = 0,
     claims: Annotated[bool, typer.Option(help="Also write claims and payers' answers.")] = False,
 ) -> None:
@@ -229,14 +229,9 @@ def score(
     Writes scores.parquet, predictions.parquet, FHIR RiskAssessments, run.json and an HTML report.
     """
     from tsfm.reports.html_report import write_run_report
-    from tsfm.scoring.risk_assessment import RiskBands
     from tsfm.scoring.score_run import run_scoring
 
-    try:
-        low, moderate, high = (float(edge) for edge in bands.split(","))
-    except ValueError as error:
-        raise typer.BadParameter("give three numbers, such as 0.05,0.15,0.30") from error
-    manifest = run_scoring(model, events, task, out, bands=RiskBands(low, moderate, high))
+    manifest = run_scoring(model, events, task, out, bands=_bands(bands), capacity=capacity)
     report = write_run_report(out, capacity=capacity)
     if as_json:
         typer.echo(json.dumps(manifest.as_dict(), indent=2))
@@ -254,6 +249,18 @@ def score(
     for name, value in rows:
         typer.echo(f"{name:<46}{value:>12,}")
     typer.echo(f"report: {report}")
+
+
+def _bands(text: str) -> RiskBands:
+    from tsfm.scoring.risk_assessment import RiskBands
+
+    try:
+        low, moderate, high = (float(edge) for edge in text.split(","))
+        return RiskBands(low, moderate, high)
+    except ValueError as error:
+        raise typer.BadParameter(
+            "give three numbers that ascend between 0 and 1, such as 0.05,0.15,0.30"
+        ) from error
 
 
 @app.command(epilog="Example: tsfm evaluate run/ --events events/ --baselines")
@@ -315,39 +322,17 @@ def main() -> None:
     os.umask(0o077)
     # Threads that wait without spinning: a shared machine's other work, and ours, runs faster.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        app()
-    except TsfmError as error:
-        typer.echo(f"tsfm: {error}", err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        typer.echo(
-            f"tsfm: [unusable_path] {error.strerror or 'the system refused'}{place}. "
-            "Check the path, its permissions and the free space.",
-            err=True,
-        )
-        sys.exit(1)
-    except Exception as error:
-        if os.environ.get(TRACEBACK):
-            raise
-        typer.echo(
-            f"tsfm: [unexpected] {type(error).__name__} in {_place_of(error)}. This is a fault of "
-            f"tsfm: please report it. {TRACEBACK}=1 shows the whole trace, which may quote data.",
-            err=True,
-        )
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("tsfm: stopped; run the same command again to resume a training", err=True)
-        sys.exit(130)
-
-
-def _place_of(error: BaseException) -> str:
-    """File and line where an error arose, the last one of our own if there is one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename]
-    frame = (own or frames)[-1]
-    return f"{Path(frame.filename).name}, line {frame.lineno}"
+    with note_interrupts() as interrupted:
+        try:
+            app()
+        except BaseException as error:
+            # Typer makes an exit of an interrupt, and an import that is cut short anything at all.
+            is_exit = isinstance(error, SystemExit)
+            if (error.code == STOPPED) if is_exit else interrupted.is_set():
+                sys.exit(tell_stopped())
+            if not isinstance(error, Exception):
+                raise
+            sys.exit(tell_error(error))
 
 
 if __name__ == "__main__":

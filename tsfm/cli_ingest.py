@@ -22,7 +22,7 @@ app = typer.Typer(
 
 Source = Annotated[Path, typer.Argument(help="Folder of the source's files.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the event table to write.")]
-Shards = Annotated[int, typer.Option(help="Files to spread the subjects over.")]
+Shards = Annotated[int, typer.Option(help="Files to spread the subjects over.", min=1)]
 CodingDelay = Annotated[
     float,
     typer.Option(help="Hours from the end of a stay until its billing codes are known."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tsfm.errors import InputError
 from tsfm.forecasting.forecaster import Forecaster
 from tsfm.models.beat_checkpoint import BEAT_CLASSIFIER_TYPE, load_beat_classifier
 from tsfm.models.beat_classifier import BeatClassifier
@@ -30,10 +31,15 @@ def load(path_or_name: str | Path) -> AnyModel:
             `forecaster-zero`, `forecaster-icu`, `ecg-encoder`, `ppg-encoder`, `ecg-beats`.
 
     Raises:
-        InputError: There is no model.
+        InputError: There is no model, or what is given is neither path nor name.
         IntegrityError: A file differs from what was written.
         ModelMismatch: Its parts do not belong together.
     """
+    if not isinstance(path_or_name, str | Path):
+        raise InputError(
+            f"neither a path nor a name but {type(path_or_name).__name__}", code="missing_model",
+            place="path_or_name", remedy="Give a model directory, or the name of a model.",
+        )  # fmt: skip
     folder = find_model(path_or_name)
     kind = _model_type(folder)
     if kind == FORECASTER_TYPE:

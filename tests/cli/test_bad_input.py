@@ -139,7 +139,6 @@ def test_steps_without_their_input_say_which_command_makes_it(
         (("score", model, absent, *task, *out), "no_events"),
         (("score", model, events, "--task", TASKS[1], *out), "task_not_trained"),
         (("evaluate", absent), "missing_manifest"),
-        (("evaluate", road / "run", "--baselines"), "missing_events"),
         (("report", absent), "missing_manifest"),
     ):
         ended = tsfm(*arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import typer
 
 from tsfm import cli
+from tsfm.errors import InputError
 from tsfm.tasks.registry import CLAIM_TASKS, CLASS_TASKS, TASKS
 
 TASK = "readmission_30d"
@@ -82,9 +84,35 @@ def test_wrong_values_of_options_are_wrong_usage(
     tsfm: Callable[..., Any], road: Any, tmp_path: Path
 ) -> None:
     asked = ("score", road / "model", road / "events", "--task", TASK, "--out", tmp_path / "x")
-    assert tsfm(*asked, "--bands", "a,b").code == 2
-    assert tsfm(*asked, "--capacity", 7).code == 2
-    assert tsfm("nothing").code == 2
+    for wrong in (("--bands", "a,b"), ("--bands", "0.3,0.2,0.1"), ("--capacity", 7)):
+        assert tsfm(*asked, *wrong).code == 2, wrong
+    out = ("--out", tmp_path / "x")
+    source = road / "hospital" / "fhir"
+    for arguments in (
+        ("nothing",),
+        ("simulate", *out, "--patients", 0),
+        ("ingest", "fhir", source, *out, "--n-shards", 0),
+        ("ingest", "mimic4", source, *out, "--n-shards", -1),
+    ):
+        assert tsfm(*arguments).code == 2, arguments
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_option_that_a_command_itself_refuses_is_wrong_usage_too(
+    tsfm: Callable[..., Any], road: Any, tmp_path: Path
+) -> None:
+    fhir = ("ingest", "fhir", road / "hospital" / "fhir", "--out", tmp_path / "x")
+    run, events = road / "run", ("--events", road / "events")
+    for arguments, code in (
+        ((*fhir, "--clock", "moon"), "unknown_clock"),
+        ((*fhir, "--time-zone", "Mars/X"), "unknown_time_zone"),
+        (("evaluate", run, *events, "--split", "nope"), "unknown_split"),
+        (("evaluate", run, "--split", "held_out"), "missing_events"),
+        (("evaluate", run, "--baselines"), "missing_events"),
+        (("report", run, "--split", "held_out"), "missing_events"),
+    ):
+        ended = tsfm(*arguments)
+        assert (ended.code, ended.error_code) == (2, code), arguments
     assert not (tmp_path / "x").exists()
 
 
@@ -99,8 +127,17 @@ def test_an_unknown_task_is_answered_with_the_names_of_all(
         ("score", road / "model", road / "events", *task),
     ):
         ended = tsfm(*arguments)
-        assert (ended.code, ended.error_code) == (1, "unknown_task")
+        assert (ended.code, ended.error_code) == (2, "unknown_task")
         assert all(name in ended.stderr for name in TASKS)
+
+
+def test_score_offers_no_task_that_it_refuses(
+    tsfm: Callable[..., Any], road: Any, tmp_path: Path
+) -> None:
+    for name in ("nope", *CLASS_TASKS):
+        ended = tsfm("score", road / "model", road / "events", "--task", name, "--out", tmp_path)
+        assert (ended.code, ended.error_code) == (2, "unknown_task")
+        assert all((task in ended.stderr) == (task == name) for task in CLASS_TASKS), name
 
 
 def test_help_names_the_tasks_that_a_command_takes(tsfm: Callable[..., Any]) -> None:
@@ -135,6 +172,47 @@ def fingerprints(root: Path) -> dict[str, str]:
         for path in root.rglob("*")
         if path.is_file()
     }
+
+
+@pytest.mark.parametrize("becomes", [None, ImportError, OSError])
+def test_who_stops_a_command_is_told_in_one_line_how_to_go_on(
+    tsfm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, becomes: Any
+) -> None:
+    from tsfm.tokens import token_store
+
+    def stop(*_: Any, **__: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            if becomes is None:
+                raise
+            raise becomes("half an import") from error  # as libraries that are being loaded do
+
+    monkeypatch.setattr(token_store, "build_token_store", stop)
+    before = signal.getsignal(signal.SIGINT)
+    ended = tsfm("tokenize", tmp_path, "--out", tmp_path / "x")
+    assert (ended.code, ended.stdout) == (130, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("tsfm: stopped; run the same command again")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_who_ignores_interrupts_goes_on_ignoring_them(
+    tsfm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tsfm.tokens import token_store
+
+    def go_on(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise InputError("done", code="done")
+
+    monkeypatch.setattr(token_store, "build_token_store", go_on)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ended = tsfm("tokenize", tmp_path, "--out", tmp_path / "x")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (ended.code, ended.error_code) == (1, "done")
 
 
 def test_an_error_nobody_foresaw_is_one_line_without_what_it_quotes(

@@ -72,3 +72,15 @@ def test_a_hidden_group_can_not_be_had_by_subtraction():
     assert hidden(F=40, M=30, X=1, Y=1) == {"X", "Y", "M"}
     assert hidden(F=40, M=30, X=6, Y=6) == {"X", "Y"}
     assert hidden(F=3) == {"F"}
+
+
+def test_a_subject_in_two_hidden_groups_is_one_subject():
+    rows = [(s, "EMERGENCY") for s in range(100)] + [(s, "WARD") for s in range(30)]
+    rows += [(s, kind) for s in range(6) for kind in ("OBSERVATION", "URGENT")]
+    frame = pl.DataFrame(rows, schema=["subject_id", "kind"], orient="row").with_columns(
+        boolean_value=pl.col("subject_id") % 2 == 0,
+        predicted_boolean_probability=pl.lit(0.5),
+    )
+    hidden = subgroup_table(frame, ["kind"], n=5).filter("suppressed")["group"].to_list()
+    # Six subjects are in both small groups: told apart from all others, they would be known.
+    assert hidden == ["OBSERVATION", "URGENT", "WARD"]

@@ -256,7 +256,6 @@ def _for_gradcheck(
 def test_a_second_derivative_of_a_fast_backend_is_refused(backend: str | None) -> None:
     inputs = {name: x.requires_grad_() for name, x in make_inputs(6, n_sequences=1).items()}
     y, _ = selective_scan(**inputs, **FORM, backend=backend)
-    # A linear loss: its second step would not even pass through the first one's gradients.
     for loss in (y.sum(), y.square().sum()):
         with pytest.raises(InputError, match="no_second_derivative"):
             torch.autograd.grad(loss, inputs["u"], create_graph=True)

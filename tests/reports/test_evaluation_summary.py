@@ -158,3 +158,80 @@ def test_figures_of_training_subjects_say_so_unless_others_are_asked_for(
         replace(run, manifest={"scored_by_split": {"held_out": 390}}),
     ):
         assert evaluate(other, n_resamples=20).note == ""
+
+
+def few(make: Any, n_subjects: int = 10, **changes: Any) -> EvaluationData:
+    """A run of a few subjects with two stays each, all scored."""
+    data = make(2 * n_subjects + 10, **changes)
+    keep = pl.col("subject_id") > 5
+    assert data.labels is not None
+    return replace(
+        data,
+        scores=data.scores.filter(keep),
+        labels=data.labels.filter(keep),
+        cohort=None,
+        manifest={},
+    )
+
+
+def test_figures_of_few_subjects_are_neither_written_nor_printed(make: Any) -> None:
+    data = few(make)
+    found = evaluate(data, n_resamples=5)
+    assert found.n_subjects == 10
+    assert found.models  # who computes may look
+    plain = found.as_dict()
+    assert (plain["models"], plain["alerts"], plain["subgroups"]) == ({}, {}, None)
+    assert (plain["n_scored"], plain["n_labelled"], plain["n_subjects"]) == (20, None, None)
+    for text in (found.as_text(), found._repr_html_()):
+        assert "fewer than 11 subjects" in text
+        assert "AUROC" not in text
+    page = render_report(data, found)
+    assert "<svg" not in page
+    assert "AUROC" not in page
+    assert 'with a known outcome</th><td class="r">not shown' in page
+    for score in data.scores["probability"]:
+        assert f"{score:.3f}" not in page
+    assert "<svg" in render_report(few(make, 11), evaluate(few(make, 11), n_resamples=5))
+
+
+def test_scores_of_few_subjects_are_not_drawn_while_no_outcome_is_known(make: Any) -> None:
+    data = replace(few(make), labels=None)
+    page = render_report(data, evaluate(data))
+    assert "<svg" not in page
+    assert "Figures of so few" in page
+
+
+def test_a_baseline_of_few_subjects_is_left_out(make: Any) -> None:
+    data = make(baselines={})
+    shown = make().baselines["noisy"]
+    data = replace(data, baselines={"ample": shown, "Sparse": shown.tail(20)})
+    found = evaluate(data, n_resamples=5)
+    assert [m.name for m in found.models] == ["demo", "ample", "Sparse"]
+    assert list(found.as_dict()["models"]) == ["demo", "ample"]
+    assert "Sparse" not in found.as_text()
+    assert "Sparse" not in render_report(data, found)
+
+
+def test_a_threshold_is_shown_rounded_and_used_as_it_is(found: Evaluation) -> None:
+    told = found.as_dict()["alerts"]["0.1"]["threshold"]
+    used = found.alerts[0.1].threshold
+    assert told == round(used, 3) != used
+
+
+def test_a_point_of_the_calibration_plot_is_never_a_few_subjects(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tsfm.reports import figures
+
+    asked: list[int] = []
+    drawn = figures.reliability_plot
+
+    def spy(*arguments: Any, n_bins: int, **more: Any) -> Any:
+        asked.append(n_bins)
+        return drawn(*arguments, n_bins=n_bins, **more)
+
+    monkeypatch.setattr(figures, "reliability_plot", spy)
+    for n_subjects in (11, 40, 200):
+        data = few(make, n_subjects)
+        render_report(data, evaluate(data, n_resamples=2))
+    assert asked == [1, 3, 10]

@@ -108,6 +108,56 @@ def test_the_capacity_plot_agrees_with_the_alert_table() -> None:
     assert "Positive predictive value" in words
 
 
+@pytest.mark.parametrize(("n", "chosen"), [(23, 0.1), (7, 0.02), (40, 0.333)])
+def test_the_dots_of_the_capacity_plot_are_whole_alerts(n: int, chosen: float) -> None:
+    from tsfm.evaluation.discrimination import alerts_at_capacity
+
+    y, p = draw(n, seed=4)
+    y, p = np.r_[y, 1.0], np.r_[p, 0.99]
+    found = alerts_at_capacity(y, p, chosen)
+    axes: Any = capacity_plot(y, p, chosen=chosen).axes[0]
+    dots = {
+        line.get_color(): line.get_ydata()[0] for line in axes.lines if line.get_marker() == "o"
+    }
+    assert dots == {figures.BLUE: found.sensitivity, figures.VERMILLION: found.ppv}
+
+
+NAMES = (
+    "x$y",
+    "cost$a_1$b",
+    "a$\\frac{1$b",
+    "_hidden",
+    '"href="#y" id="z" url(#a)',
+    "\u6a21\u578b v1",
+)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("plot", [roc_plot, precision_recall_plot])
+def test_a_model_may_have_any_name_and_has_it_in_the_legend(plot: Any) -> None:
+    y, p = draw()
+    figure = plot({name: (y, p) for name in NAMES})
+    legend = figure.axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == list(NAMES)
+    colours = [line.get_color() for line in legend.get_lines()]
+    assert colours == [colour for colour, _ in figures.LINES]
+    root = ElementTree.fromstring(figure_to_svg(figure, name="curve"))
+    written = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert [text for text in written if text in NAMES] == list(NAMES)
+
+
+def test_an_outcome_and_a_code_are_no_formula() -> None:
+    y, p = draw()
+    name = "a $\\frac{1$ b"
+    for figure in (
+        reliability_plot(y, p, outcome=name),
+        score_histogram(p, outcome=name),
+        timeline_plot(make_patient(), descriptions={"LAB//50912//mg/dL": name}),
+    ):
+        assert "frac{1$ b" in figure_to_svg(figure)
+        figure.savefig(io.BytesIO())  # nor where their owner draws them
+
+
 def test_the_histogram_counts_every_score() -> None:
     _, p = draw()
     axes: Any = score_histogram(p, outcome="death").axes[0]

@@ -13,7 +13,12 @@ import pytest
 
 from tsfm import schema
 from tsfm.errors import InputError, ModelMismatch
-from tsfm.scoring.risk_assessment import OutcomeText, RiskBands, write_risk_assessments
+from tsfm.scoring.risk_assessment import (
+    OWN_NUMBERS,
+    OutcomeText,
+    RiskBands,
+    write_risk_assessments,
+)
 
 MODEL = "ab" * 32
 BANDS = RiskBands(low=0.05, moderate=0.10, high=0.20)
@@ -87,6 +92,18 @@ def test_the_scale_is_a_fraction_with_four_decimals(tmp_path: Path) -> None:
     assert b'"probabilityDecimal":0.1235' in (tmp_path / "r.ndjson").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("probability", "decimal", "word"),
+    [(0.19996, 0.2, "high"), (0.19994, 0.1999, "moderate"), (0.049951, 0.05, "low")],
+)
+def test_the_word_is_that_of_the_number_beside_it(
+    tmp_path: Path, probability: float, decimal: float, word: str
+) -> None:
+    told = write(make_scores([probability]), tmp_path / "r.ndjson")[0]["prediction"][0]
+    assert told["probabilityDecimal"] == decimal
+    assert told["qualitativeRisk"]["coding"][0]["code"] == word
+
+
 def test_only_scored_stays_have_a_resource(tmp_path: Path) -> None:
     resources = write(make_scores([0.1, None, 0.3, None]), tmp_path / "r.ndjson")
     assert [r["subject"]["identifier"]["value"] for r in resources[1:]] == ["3"]
@@ -102,8 +119,16 @@ def test_references_are_the_sources_ids_where_fhir_can_hold_them(tmp_path: Path)
     )
     assert resources[0]["subject"] == {"reference": "Patient/pat-1"}
     assert resources[1]["subject"] == {"type": "Patient", "identifier": {"value": "MRN 7/8"}}
-    assert resources[2]["subject"] == {"type": "Patient", "identifier": {"value": "3"}}
-    assert resources[0]["encounter"] == {"type": "Encounter", "identifier": {"value": "501"}}
+    for kind, number, found in (
+        ("Patient", "3", resources[2]["subject"]),
+        ("Encounter", "501", resources[0]["encounter"]),
+    ):
+        assert found["type"] == kind
+        assert (found["identifier"]["system"], found["identifier"]["value"]) == (
+            OWN_NUMBERS,
+            number,
+        )
+        assert found["identifier"]["type"]["text"] == f"{kind} number of tsfm"
 
 
 def test_a_stay_without_an_encounter_names_none(tmp_path: Path) -> None:

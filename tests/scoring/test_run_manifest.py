@@ -24,6 +24,8 @@ from tsfm.scoring.run_manifest import (
     hash_files,
 )
 
+COUNTS = {"eligible": 10, "scored": 8, "not_scored": {"no_history": 2}, "not_eligible": {}}
+
 
 def make_manifest(**changes: object) -> RunManifest:
     manifest = RunManifest(
@@ -153,3 +155,40 @@ def test_a_manifest_from_before_splits_were_counted_is_read(tmp_path: Path) -> N
     del old["scored_by_split"]
     path.write_text(json.dumps(old))
     assert RunManifest.read(path) == make_manifest()
+
+
+def test_a_manifest_from_before_settings_were_kept_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    settings = {"bands": {"low": 0.05, "moderate": 0.15, "high": 0.3}, "threshold": None}
+    make_manifest(settings=settings).write(path)
+    assert RunManifest.read(path).settings == settings
+    old = json.loads(path.read_text())
+    del old["settings"]
+    path.write_text(json.dumps(old))
+    assert RunManifest.read(path) == make_manifest()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("inputs", 5), ("counts", []), ("settings", "x"), ("dataset", None)]
+)
+def test_a_field_of_another_type_is_no_manifest(tmp_path: Path, name: str, value: object) -> None:
+    path = tmp_path / "run.json"
+    make_manifest().write(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(FormatError, match="bad_manifest"):
+        RunManifest.read(path)
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, name: {}, "counts": {**COUNTS, "not_scored": 5}}))
+    with pytest.raises(FormatError, match="bad_manifest"):
+        RunManifest.read(path)
+
+
+def test_a_table_that_is_not_the_runs_own_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    path.write_bytes(b"mine")
+    manifest = make_manifest(outputs={path.name: hash_file(path), "groups.parquet": "00"})
+    manifest.check_outputs(tmp_path, [path.name, "groups.parquet", "other.parquet"])
+    path.write_bytes(b"another's")
+    with pytest.raises(IntegrityError, match="output_changed") as caught:
+        manifest.check_outputs(tmp_path, [path.name])
+    assert caught.value.exit_code == 4

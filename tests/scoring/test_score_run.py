@@ -24,8 +24,16 @@ def test_a_run_names_its_model_and_all_its_files(
 ) -> None:
     monkeypatch.chdir(tiny_hospital.model)
     run = tmp_path / "run"
-    manifest = run_scoring(".", tiny_hospital.events, TASK, run, bands=BANDS, progress=False)
+    manifest = run_scoring(
+        ".", tiny_hospital.events, TASK, run, bands=BANDS, capacity=0.2, progress=False
+    )
     assert RunManifest.read(run / "run.json") == manifest
+    assert manifest.settings == {
+        "bands": {"low": 0.05, "moderate": 0.15, "high": 0.3},
+        "threshold": None,
+        "followup": None,
+        "capacity": 0.2,
+    }
     assert manifest.model_name == tiny_hospital.model.name
     assert manifest.model_hash == load_model(tiny_hospital.model).hash
     assert {path.name for path in run.iterdir()} == {*manifest.outputs, "run.json"}

@@ -2,7 +2,8 @@
 
 A cell of fewer than eleven subjects is named but shows no figure, not its size either. Where the
 hidden groups of a column are one, or hold fewer than eleven subjects together, their size could be
-had by subtraction: the next smallest groups are hidden with them.
+had by subtraction: the next smallest groups are hidden with them. A subject may be in several
+groups, and is one subject.
 """
 
 from __future__ import annotations
@@ -68,19 +69,20 @@ def subgroup_table(
     for column in columns:
         named = frame.with_columns(pl.col(column).cast(pl.String).fill_null("unknown").alias("_g"))
         parts = {str(group): part for (group,), part in named.group_by(["_g"])}
-        hidden = _hidden({g: p[schema.SUBJECT_ID].n_unique() for g, p in parts.items()})
+        hidden = _hidden({g: set(p[schema.SUBJECT_ID]) for g, p in parts.items()})
         for group, part in sorted(parts.items()):
             told = {"suppressed": True} if group in hidden else _measure(part, n, seed)
             rows.append({"column": column, "group": group, **told})
     return pl.DataFrame(rows, schema=_COLUMNS).fill_nan(None)
 
 
-def _hidden(sizes: Mapping[str, int]) -> set[str]:
+def _hidden(subjects: Mapping[str, set[int]]) -> set[str]:
     """Groups without figures: small ones, and as many others as keep them from subtraction."""
-    order = sorted(sizes, key=lambda group: (sizes[group], group))
-    n_hidden = sum(size < SMALLEST_CELL for size in sizes.values())
+    order = sorted(subjects, key=lambda group: (len(subjects[group]), group))
+    n_hidden = sum(len(own) < SMALLEST_CELL for own in subjects.values())
     while 0 < n_hidden < len(order) and (
-        n_hidden == 1 or sum(sizes[group] for group in order[:n_hidden]) < SMALLEST_CELL
+        n_hidden == 1
+        or len(set().union(*(subjects[group] for group in order[:n_hidden]))) < SMALLEST_CELL
     ):
         n_hidden += 1
     return set(order[:n_hidden])

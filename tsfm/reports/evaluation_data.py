@@ -12,6 +12,8 @@ from typing import Any
 
 import polars as pl
 
+_TABLES = ("scores.parquet", "cohort.parquet", "labels.parquet", "groups.parquet")
+
 
 @dataclass(frozen=True)
 class EvaluationData:
@@ -28,6 +30,7 @@ class EvaluationData:
         baselines: Name to subject_id, prediction_time, probability, of the same stays.
         manifest: Contents of `run.json`; may be empty.
         subset: Which of the run's subjects are judged, in a word; None for all.
+        caution: What could not be checked about the data, in a sentence; empty where all was.
     """
 
     task: str
@@ -39,6 +42,7 @@ class EvaluationData:
     baselines: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
     subset: str | None = None
+    caution: str = ""
 
     @property
     def outcome(self) -> str:
@@ -69,6 +73,7 @@ def load_run(
 
     Raises:
         InputError: `run_dir` holds no scores or no manifest.
+        IntegrityError: A table of the run is not the one that was written.
     """
     from tsfm.scoring.predictions import read_scores
     from tsfm.scoring.run_manifest import FILE_NAME, RunManifest
@@ -76,6 +81,7 @@ def load_run(
     run = Path(run_dir)
     answers = Path(labels_dir) if labels_dir is not None else run
     manifest = RunManifest.read(run / FILE_NAME)
+    manifest.check_outputs(run, _TABLES)
     if baselines is None:
         paths = sorted((run / "baselines").glob("*.parquet"))
         baselines = {path.stem: _read(path) for path in paths}
@@ -91,6 +97,41 @@ def load_run(
     )
 
 
+def check_events(data: EvaluationData, events: str | Path) -> EvaluationData:
+    """The same data, once an event table is known to be the one that was scored.
+
+    The table's splits are compared by their hash. A run whose manifest does not have it can't be
+    checked, and gets a caution.
+
+    Args:
+        data: Data of the evaluation.
+        events: Root of the event table.
+
+    Raises:
+        InputError: It is another table.
+    """
+    from tsfm import schema
+    from tsfm.errors import InputError
+    from tsfm.scoring.run_manifest import hash_file
+
+    splits = schema.metadata_dir(events) / "subject_splits.parquet"
+    named = (data.manifest.get("inputs") or {}).get(splits.relative_to(events).as_posix())
+    if named is None:
+        return replace(
+            data,
+            caution="The run does not name the event table that it scored: whose splits these are "
+            "was not checked.",
+        )
+    if not splits.exists() or hash_file(splits) != named:
+        raise InputError(
+            "the event table is not the one that was scored",
+            code="other_events",
+            place="--events",
+            remedy="Give the table that the run was made from, or score this one.",
+        )
+    return data
+
+
 def keep_split(data: EvaluationData, events: str | Path, split: str) -> EvaluationData:
     """The same run, judged on one split's subjects only.
 
@@ -100,7 +141,7 @@ def keep_split(data: EvaluationData, events: str | Path, split: str) -> Evaluati
         split: One of `schema.SPLITS`.
 
     Raises:
-        InputError: Unknown split.
+        InputError: Unknown split, another event table, or no stay of the split's subjects.
     """
     from tsfm import event_table, schema
     from tsfm.errors import InputError
@@ -112,9 +153,17 @@ def keep_split(data: EvaluationData, events: str | Path, split: str) -> Evaluati
             place="--split",
             remedy=f"Use one of {', '.join(schema.SPLITS)}.",
         )
+    data = check_events(data, events)
     known = event_table.subject_splits(events)
     chosen = [subject for subject, own in known.items() if own == split]
     own = pl.col(schema.SUBJECT_ID).is_in(chosen)
+    if data.scores.filter(own).is_empty():
+        raise InputError(
+            f"no stay of the run is of a subject of the split '{split}'",
+            code="empty_split",
+            place="--split",
+            remedy="Choose another split, or leave it out.",
+        )
     return replace(
         data,
         scores=data.scores.filter(own),

@@ -2,13 +2,14 @@
 
 `evaluate` computes; it draws and writes nothing. Every model is measured on the same stays as ours
 wherever it has a score for them, intervals come from resampling subjects, and what can't be said
-(one class only, a point score that is no probability) is absent rather than zero.
+(one class only, a point score that is no probability) is absent rather than zero. Figures of so few
+subjects that they tell of single ones are computed, and left out of all that is printed or written.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from tsfm import schema
 from tsfm.errors import FormatError, InputError
 from tsfm.evaluation.bootstrap import Interval
 from tsfm.evaluation.discrimination import Alerts
+from tsfm.evaluation.subgroups import SMALLEST_CELL
+from tsfm.reports.competing_outcomes import Outcomes, compare_outcomes
 from tsfm.reports.evaluation_data import EvaluationData as EvaluationData
 from tsfm.reports.tables import format_table, html_table
 from tsfm.scoring.predictions import SCORED, check_scores, labelled_scores
@@ -28,6 +31,8 @@ CAPACITIES = (0.05, 0.10, 0.20)
 """Shares of stays for which alerts are always reported."""
 
 NOTHING = "\N{EN DASH}"
+THRESHOLD_DECIMALS = 3
+"""Decimals of a threshold that is shown: the whole number is one stay's score."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +65,6 @@ class ModelFigures:
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """Mean predicted probability and observed incidence of each outcome, at the task's horizon.
-
-    Attributes:
-        horizon_days: Days from the prediction time.
-        n: Scored stays.
-        predicted: Mean probability of `event`, `competing` and `none`.
-        observed: Aalen-Johansen estimate of the same.
-        names: What the event and the competing event are.
-    """
-
-    horizon_days: float
-    n: int
-    predicted: dict[str, float]
-    observed: dict[str, float]
-    names: dict[str, str]
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """The figures of one run.
 
@@ -96,6 +82,8 @@ class Evaluation:
         labelled: The labelled stays themselves, for figures; never written.
         baseline_scores: The same for each baseline.
         note: What a reader must know before believing the figures; empty where nothing is.
+        subset: Which of the run's subjects are judged, in a word; None for all.
+        too_few: Whether the stays are of fewer subjects than may be shown.
     """
 
     task: str
@@ -111,20 +99,41 @@ class Evaluation:
     labelled: pl.DataFrame = field(repr=False)
     baseline_scores: dict[str, pl.DataFrame] = field(repr=False)
     note: str = ""
+    subset: str | None = None
+    too_few: bool = False
+
+    def shown(self) -> Evaluation:
+        """The same without what tells of single subjects: figures of few, a threshold's digits."""
+        if self.too_few:
+            return replace(self, models=(), alerts={}, subgroups=None, outcomes=None)
+        few = {
+            name
+            for name, rows in self.baseline_scores.items()
+            if rows[schema.SUBJECT_ID].n_unique() < SMALLEST_CELL
+        }
+        alerts = {
+            share: replace(found, threshold=round(found.threshold, THRESHOLD_DECIMALS))
+            for share, found in self.alerts.items()
+        }
+        ours, others = self.models[:1], self.models[1:]
+        return replace(
+            self, models=(*ours, *(m for m in others if m.name not in few)), alerts=alerts
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, aggregates only; what is not defined is None."""
+        """Plain values, aggregates only; what is not defined, or not shown, is None."""
+        shown = self.shown()
         return _plain(
             {
                 "task": self.task,
                 "n_scored": self.n_scored,
-                "n_labelled": self.n_labelled,
-                "n_subjects": self.n_subjects,
-                "models": {figures.name: asdict(figures) for figures in self.models},
+                "n_labelled": None if self.too_few else self.n_labelled,
+                "n_subjects": None if self.too_few else self.n_subjects,
+                "models": {figures.name: asdict(figures) for figures in shown.models},
                 "capacity": self.capacity,
-                "alerts": {str(share): asdict(found) for share, found in self.alerts.items()},
-                "subgroups": None if self.subgroups is None else self.subgroups.to_dicts(),
-                "outcomes": None if self.outcomes is None else asdict(self.outcomes),
+                "alerts": {str(share): asdict(found) for share, found in shown.alerts.items()},
+                "subgroups": None if shown.subgroups is None else shown.subgroups.to_dicts(),
+                "outcomes": None if shown.outcomes is None else asdict(shown.outcomes),
                 "note": self.note or None,
             }
         )
@@ -141,13 +150,13 @@ class Evaluation:
                 number(figures.brier.value if figures.brier else None, 4),
                 number(figures.slope, 2),
             ]
-            for figures in self.models
+            for figures in self.shown().models
         ]
 
     def as_text(self) -> str:
         """The table printed at the end of a run."""
-        if not self.models:
-            return f"{self.task}: {self.n_scored:,} stays scored, no outcome known yet"
+        if not self.shown().models:
+            return f"{self.task}: {self.n_scored:,} stays scored, {self.why_nothing()}"
         n_events = self.models[0].n_events
         return (
             f"{self.task}: {self.n_labelled:,} stays of {self.n_subjects:,} subjects, "
@@ -156,8 +165,14 @@ class Evaluation:
             + (f"\nnote: {self.note}" if self.note else "")
         )
 
+    def why_nothing(self) -> str:
+        """In a few words, why there are no figures to show."""
+        if self.too_few:
+            return f"fewer than {SMALLEST_CELL} subjects to judge by: no figure is shown"
+        return "no labelled stay in this split" if self.subset else "no outcome known yet"
+
     def _repr_html_(self) -> str:
-        if not self.models:
+        if not self.shown().models:
             return f"<p>{self.as_text()}</p>"
         first, *_ = self.as_text().splitlines()
         note = f"<p>Take care: {self.note}</p>" if self.note else ""
@@ -216,11 +231,19 @@ def evaluate(
         alerts=alerts,
         capacity=capacity,
         subgroups=_subgroups(labelled, data.subgroups, seed),
-        outcomes=_outcomes(data.task, scores, data.cohort),
+        outcomes=compare_outcomes(data.task, scores, data.cohort),
         labelled=labelled,
         baseline_scores=baselines,
-        note=_seen_in_training(data),
+        note=" ".join(filter(None, (data.caution, _seen_in_training(data)))),
+        subset=data.subset,
+        too_few=_too_few(scores, labelled),
     )
+
+
+def _too_few(scores: pl.DataFrame, labelled: pl.DataFrame) -> bool:
+    """Whether the judged stays, or all scored ones, are of subjects that could be counted off."""
+    asked = (labelled, scores.filter(pl.col("status") == SCORED))
+    return any(0 < rows[schema.SUBJECT_ID].n_unique() < SMALLEST_CELL for rows in asked)
 
 
 def _seen_in_training(data: EvaluationData) -> str:
@@ -326,39 +349,6 @@ def _subgroups(
         groups.unique(key, maintain_order=True), on=key, how="left"
     )
     return subgroup_table(joined, columns, seed=seed)
-
-
-def _outcomes(task: str, scores: pl.DataFrame, cohort: pl.DataFrame | None) -> Outcomes | None:
-    from tsfm.evaluation.competing_risks import observed_incidence
-    from tsfm.tasks.registry import CLAIM_TASKS, TASKS
-
-    known = (TASKS | CLAIM_TASKS).get(task)
-    if cohort is None or known is None:
-        return None
-    stay = [schema.SUBJECT_ID, schema.PREDICTION_TIME]
-    rows = (
-        scores.filter((pl.col("status") == SCORED) & pl.col("probability_competing").is_not_null())
-        .join(cohort.filter("eligible").select(*stay, "outcome", "outcome_days"), on=stay)
-        .drop_nulls(["outcome", "outcome_days"])
-    )
-    if not rows.height:
-        return None
-    observed = observed_incidence(
-        rows["outcome"].to_list(), rows["outcome_days"].to_list(), known.horizon_days
-    )
-    if not math.isfinite(observed.event):
-        return None
-    positive = float(rows["probability"].cast(pl.Float64).mean())  # type: ignore[arg-type]
-    competing = float(rows["probability_competing"].cast(pl.Float64).mean())  # type: ignore[arg-type]
-    rest = 1 - positive - competing
-    event, none = (positive, rest) if known.positive == "event" else (rest, positive)
-    return Outcomes(
-        horizon_days=known.horizon_days,
-        n=rows.height,
-        predicted={"event": event, "competing": competing, "none": none},
-        observed=dict(observed._asdict()),
-        names={"event": known.event_name, "competing": known.competing_name},
-    )
 
 
 def _plain(value: Any) -> Any:

@@ -2,20 +2,23 @@
 
 The palette is Okabe and Ito's, darkened where it is used for text on white; lines differ in dash as
 well as in colour. Figures are made through `matplotlib.figure.Figure`: `pyplot` keeps global state
-and is never imported.
+and is never imported. Names are those of the user's models and codes, and stand as they are: no
+dollar begins a formula, no underscore hides a line.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
     "#0072B2",
@@ -44,6 +47,16 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=120)
+
+
+def as_written(figure: Figure) -> Figure:
+    """The same figure, none of its words read as mathematics."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+    return figure
 
 
 def label_ends(axes: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> None:
@@ -76,16 +89,23 @@ def figure_to_svg(figure: Figure, *, name: str = "figure", title: str = "") -> s
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     buffer = io.StringIO()
     # Text stays text: it can be searched, read aloud and copied.
-    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}), warnings.catch_warnings():
+        # The reader's fonts draw the words: only their width is guessed from ours.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     prefix = re.sub(r"[^A-Za-z0-9_-]", "-", name)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'href="#', f'href="#{prefix}-', text)
-    text = re.sub(r"url\(#", f"url(#{prefix}-", text)
+    # In tags alone: a name may hold what looks like a reference.
+    text = re.sub(r"<[^>]+>", lambda tag: _prefix_ids(tag[0], prefix), text)
     label = f' role="img" aria-label="{escape(title, quote=True)}"' if title else ' role="img"'
     return text.replace("<svg", f"<svg{label}", 1).strip()
+
+
+def _prefix_ids(tag: str, prefix: str) -> str:
+    tag = re.sub(r'\bid="', f'id="{prefix}-', tag)
+    tag = re.sub(r'href="#', f'href="#{prefix}-', tag)
+    return re.sub(r"url\(#", f"url(#{prefix}-", tag)
 
 
 def percent_axes(axes: Axes, which: str) -> None:
@@ -136,12 +156,22 @@ def write_at(
     axes.annotate(text, at, xytext=shift, textcoords="offset points", **given)
 
 
-def legend(axes: Axes, place: Literal["lower right", "upper right"]) -> None:
-    """Legend in the order in which the models were given; they are drawn last to first."""
-    handles, names = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1],
-        names[::-1],
+def legend(
+    axes: Axes, lines: Mapping[str, Line2D], place: Literal["lower right", "upper right"]
+) -> None:
+    """Legend of the models' lines, in the order in which the models were given.
+
+    Args:
+        axes: Where to write.
+        lines: Each model's line, as drawn: the last model first.
+        place: Corner.
+    """
+    names = list(lines)[::-1]
+    # Numbers stand in for the names until all lines are there: one with a leading underscore would
+    # be left out.
+    made = axes.legend(
+        [lines[name] for name in names],
+        [str(rank) for rank in range(len(names))],
         loc=place,
         frameon=True,
         framealpha=0.9,
@@ -149,3 +179,5 @@ def legend(axes: Axes, place: Literal["lower right", "upper right"]) -> None:
         fontsize=FONT_SIZE - 1,
         handlelength=2.6,
     )
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set_text(name)

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tsfm.errors import InputError
 from tsfm.evaluation.calibration import reliability_curve
+from tsfm.evaluation.discrimination import alerts_at_capacity
 from tsfm.reports.figure_style import (
     BLUE,
     FONT_SIZE,
@@ -26,6 +27,7 @@ from tsfm.reports.figure_style import (
     LINES,
     SKY,
     VERMILLION,
+    as_written,
     clean,
     label_ends,
     legend,
@@ -39,6 +41,7 @@ from tsfm.reports.timeline_figure import timeline_plot as timeline_plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 
 def reliability_plot(
@@ -122,7 +125,7 @@ def reliability_plot(
     thousands(bottom)
     percent_axes(bottom, "x")
     clean(bottom)
-    return figure
+    return as_written(figure)
 
 
 def roc_plot(models: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
@@ -134,12 +137,14 @@ def roc_plot(models: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
     figure = new_figure(4.7, 4.9)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (4, 3)))
+    lines: dict[str, Line2D] = {}
     for rank, (name, (y, p)) in reversed(list(enumerate(models.items()))):
         y, p = _labelled(y, p)
         hits, alarms, _ = _cumulate(y, p)
         colour, dash = LINES[rank % len(LINES)]
         x = np.r_[0, alarms / max(alarms[-1], 1)]
-        axes.plot(x, np.r_[0, hits / max(hits[-1], 1)], color=colour, ls=dash, lw=1.9, label=name)
+        sensitivity = np.r_[0, hits / max(hits[-1], 1)]
+        (lines[name],) = axes.plot(x, sensitivity, color=colour, ls=dash, lw=1.9)
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
     axes.set_box_aspect(1)
@@ -147,8 +152,8 @@ def roc_plot(models: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
     axes.set_ylabel("Sensitivity")
     percent_axes(axes, "xy")
     clean(axes)
-    legend(axes, "lower right")
-    return figure
+    legend(axes, lines, "lower right")
+    return as_written(figure)
 
 
 def precision_recall_plot(models: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
@@ -162,6 +167,7 @@ def precision_recall_plot(models: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> 
     figure = new_figure(4.7, 4.9)
     axes = figure.subplots()
     top, rate = 0.0, 0.0
+    lines: dict[str, Line2D] = {}
     for rank, (name, (y, p)) in reversed(list(enumerate(models.items()))):
         y, p = _labelled(y, p)
         hits, _, flagged = _cumulate(y, p)
@@ -171,7 +177,7 @@ def precision_recall_plot(models: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> 
         top = max(top, precision.max())
         colour, dash = LINES[rank % len(LINES)]
         sensitivity = (hits / max(hits[-1], 1))[enough]
-        axes.plot(sensitivity, precision, color=colour, ls=dash, lw=1.9, label=name)
+        (lines[name],) = axes.plot(sensitivity, precision, color=colour, ls=dash, lw=1.9)
     axes.axhline(rate, color=GREY, lw=1, ls=(0, (4, 3)))
     small = {"va": "top", "color": GREY, "size": FONT_SIZE - 1}
     write_at(axes, f"base rate {rate:.1%}", (0.01, rate), (0, -4), **small)
@@ -182,8 +188,8 @@ def precision_recall_plot(models: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> 
     axes.set_ylabel("Positive predictive value")
     percent_axes(axes, "xy")
     clean(axes)
-    legend(axes, "upper right")
-    return figure
+    legend(axes, lines, "upper right")
+    return as_written(figure)
 
 
 def capacity_plot(
@@ -205,6 +211,8 @@ def capacity_plot(
         "Sensitivity": (hits / max(hits[-1], 1), BLUE, "-"),
         "Positive predictive value": (hits / flagged, VERMILLION, (0, (5, 1.5))),
     }
+    # A curve between two thresholds is no whole alert: the dots are those of the alert table.
+    found = None if chosen is None else alerts_at_capacity(y, p, float(chosen))
     figure = new_figure(6.4, 3.7)
     axes = figure.subplots()
     rate = y.mean()
@@ -215,8 +223,10 @@ def capacity_plot(
     for name, (value, colour, dash) in values.items():
         axes.plot(share[keep], value[keep], color=colour, ls=dash, lw=2)
         ends.append((float(value[keep][-1]) if keep.any() else rate, name, colour))
-        if chosen is not None:
-            at = float(np.interp(chosen, share, value))
+        if chosen is not None and found is not None:
+            at = found.sensitivity if name == "Sensitivity" else found.ppv
+            if not np.isfinite(at):
+                continue
             axes.plot([chosen], [at], "o", color=colour, ms=6, mec="white", zorder=4)
             # Sensitivity rises and the predictive value falls: each leaves room on its own side.
             shift, side = ((7, -3), "top") if name == "Sensitivity" else ((7, 4), "bottom")
@@ -229,7 +239,7 @@ def capacity_plot(
     axes.set_ylabel("Share")
     percent_axes(axes, "xy")
     clean(axes)
-    return figure
+    return as_written(figure)
 
 
 def score_histogram(p: ArrayLike, *, outcome: str = "event") -> Figure:
@@ -263,7 +273,7 @@ def score_histogram(p: ArrayLike, *, outcome: str = "event") -> Figure:
     thousands(axes)
     percent_axes(axes, "x")
     clean(axes)
-    return figure
+    return as_written(figure)
 
 
 def _labelled(y: ArrayLike, p: ArrayLike) -> tuple[NDArray, NDArray]:

@@ -1,6 +1,7 @@
 """The evaluation as one HTML page that can be sent, printed and archived.
 
-The page holds aggregates only, no row of a patient. It is one file: styles and figures are inside,
+The page holds aggregates only, no row of a patient, and no figure of so few that it would tell of
+one (`Evaluation.shown`). It is one file: styles and figures are inside,
 there is no script, and its content policy forbids every request, so that it reads the same in an
 air-gapped hospital and in ten years. The same input gives the same bytes.
 
@@ -21,9 +22,10 @@ import polars as pl
 
 from tsfm.errors import InputError
 from tsfm.evaluation.subgroups import SMALLEST_CELL
-from tsfm.reports.evaluation_data import EvaluationData, keep_split, load_run
+from tsfm.reports.evaluation_data import EvaluationData, check_events, keep_split, load_run
 from tsfm.reports.evaluation_summary import (
     NOTHING,
+    THRESHOLD_DECIMALS,
     Evaluation,
     evaluate,
     labels_and_scores,
@@ -88,6 +90,8 @@ def write_run_report(
         TsfmError: What `load_run` and `evaluate` raise.
     """
     data = load_run(run_dir)
+    if events is not None:
+        data = check_events(data, events)
     if split is not None:
         if events is None:
             raise InputError(
@@ -104,6 +108,7 @@ def render_report(data: EvaluationData, evaluation: Evaluation) -> str:
     """The page as text."""
     from jinja2 import Environment, StrictUndefined
 
+    evaluation = evaluation.shown()
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -161,8 +166,10 @@ def _counts_table(data: EvaluationData, evaluation: Evaluation) -> Any:
     rows += [("Eligible stays", counts.eligible)]
     rows += [(f"\N{EM DASH} not scored: {_words(k)}", n) for k, n in counts.not_scored.items()]
     rows += [("Scored stays", counts.scored)]
-    rows += [("\N{EM DASH} with a known outcome", evaluation.n_labelled)]
-    return _markup(html_table(["", "Stays"], [[name, f"{n:,}"] for name, n in rows]))
+    cells = [[name, f"{n:,}"] for name, n in rows]
+    known = "not shown" if evaluation.too_few else f"{evaluation.n_labelled:,}"
+    cells += [["\N{EM DASH} with a known outcome", known]]
+    return _markup(html_table(["", "Stays"], cells))
 
 
 def _tables(evaluation: Evaluation) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def _tables(evaluation: Evaluation) -> dict[str, Any]:
         [
             _share_text(share) + (" (chosen)" if share == evaluation.capacity else ""),
             f"{found.n_alerts:,}",
-            number(found.threshold, 3),
+            number(found.threshold, THRESHOLD_DECIMALS),
             f"{found.true_positives:,.0f}",
             f"{found.ppv:.1%}",
             f"{found.sensitivity:.1%}" if math.isfinite(found.sensitivity) else NOTHING,
@@ -237,6 +244,8 @@ def _figures(data: EvaluationData, evaluation: Evaluation) -> dict[str, Any]:
     from tsfm.reports import figures
 
     outcome = data.outcome
+    if evaluation.too_few:
+        return {}
     if not evaluation.models:
         p = data.scores["probability"].drop_nulls().to_numpy()
         drawn = {}
@@ -251,7 +260,13 @@ def _figures(data: EvaluationData, evaluation: Evaluation) -> dict[str, Any]:
         drawn = {
             "calibration": (
                 figures.reliability_plot(
-                    y, p, slope=ours.slope, intercept=ours.intercept, outcome=outcome
+                    y,
+                    p,
+                    # A point of fewer subjects than a cell would be close to one of them.
+                    n_bins=max(1, min(10, evaluation.n_subjects // SMALLEST_CELL)),
+                    slope=ours.slope,
+                    intercept=ours.intercept,
+                    outcome=outcome,
                 ),
                 "Calibration plot: observed share against predicted probability",
             ),

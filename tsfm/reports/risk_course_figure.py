@@ -25,6 +25,7 @@ from tsfm.reports.figure_style import (
     GREY,
     INK,
     VERMILLION,
+    as_written,
     clean,
     new_figure,
     percent_axes,
@@ -81,7 +82,7 @@ def plot_risk_course(
     _date_axis(below, news)
     if named.height:
         _name_news(below, named, descriptions or {})
-    return figure
+    return as_written(figure)
 
 
 def _news(rows: pl.DataFrame) -> pl.DataFrame:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tsfm import event_table
 from tsfm.errors import InputError
-from tsfm.reports.evaluation_data import keep_split, load_run
+from tsfm.reports.evaluation_data import check_events, keep_split, load_run
 from tsfm.reports.evaluation_summary import Evaluation, evaluate
 
 BASELINES_DIR = "baselines"
@@ -30,7 +30,8 @@ def evaluate_run(
         capacity: Share of stays that can be acted on.
 
     Raises:
-        InputError: Baselines or a split without `events`, or nothing to judge.
+        InputError: Baselines or a split without `events`, `events` that were not scored, or nothing
+            to judge.
     """
     import json
 
@@ -43,6 +44,8 @@ def evaluate_run(
             remedy="Give the event table that was scored.",
         )
     data = load_run(folder)
+    if events is not None:
+        data = check_events(data, events)
     if data.labels is None or data.labels.height == 0:
         raise InputError(
             "no outcome of this run is known yet",
@@ -56,7 +59,7 @@ def evaluate_run(
         assert data.cohort is not None
         for name, frame in fit_panel(events, data.cohort, data.labels).items():
             event_table.write_table(frame.to_arrow(), folder / BASELINES_DIR / f"{name}.parquet")
-        data = load_run(folder)
+        data = check_events(load_run(folder), events)
     if split is not None and events is not None:
         data = keep_split(data, events, split)
     result = evaluate(data, capacity=capacity)

@@ -29,6 +29,7 @@ from tsfm.reports.figure_style import (
     PURPLE,
     SKY,
     VERMILLION,
+    as_written,
     clean,
     new_figure,
     write_at,
@@ -124,7 +125,7 @@ def timeline_plot(
     _name_lines(axes[0], known, until)
     _date_axis(axes[-1], dated[schema.TIME][0], until or dated[schema.TIME][-1])
     figure.align_ylabels(axes[1:])
-    return figure
+    return as_written(figure)
 
 
 def _lanes(dated: pl.DataFrame) -> list[tuple[str, str, list[datetime]]]:

@@ -9,10 +9,13 @@ The choices that FHIR leaves open are made once, here:
   the resource was made is `meta.lastUpdated`.
 * FHIR demands an offset with every hour. On the `utc` clock it is true; on the `wall` clock
   `+00:00` is nominal and a note says so.
-* `qualitativeRisk` follows `RiskBands`, and only for the outcome that the task asks about: the
-  bands of one outcome mean nothing for another.
+* `qualitativeRisk` follows `RiskBands` by the decimal beside it, so that word and number agree, and
+  only for the outcome that the task asks about: the bands of one outcome mean nothing for another.
 * A stay that was not scored has no resource. It stays in `scores.parquet` with its reason, and
   `run.json` counts it: a resource without a prediction invites being read as "no risk".
+* Where the source's id of a patient or an encounter is not at hand, the identifier is the number
+  that our tables have for it (from FHIR, a hash of the id), and its `system` is `OWN_NUMBERS`: it
+  finds the stay in `scores.parquet`, and nothing in the source.
 * The id is a hash of subject, prediction time, task and model, so that a repeated run updates
   resources instead of multiplying them.
 
@@ -40,6 +43,9 @@ RISK_PROBABILITY = "http://terminology.hl7.org/CodeSystem/risk-probability"
 DECIMALS = 4
 
 _NAMESPACE = uuid.UUID("5f6f1f0e-3a63-5d0b-9b53-0f7a7c9f6f21")
+OWN_NUMBERS = f"urn:uuid:{_NAMESPACE}"
+"""System of identifiers that are numbers of our own tables: no id of the source's."""
+
 _FHIR_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _WALL_CLOCK_NOTE = (
     "Times are the source's local clock; the offset +00:00 is nominal and does not mean UTC."
@@ -146,11 +152,11 @@ def outcome_text(task: str) -> OutcomeText:
     """
     if task not in OUTCOME_TEXTS:
         raise InputError(
-            f"no outcome text for task '{task}'",
+            f"no score is made for task '{task}'",
             code="unknown_task",
-            place="task",
-            remedy=f"There are words for {', '.join(OUTCOME_TEXTS)}; `write_risk_assessments` "
-            "takes others as `words`.",
+            place="--task",
+            remedy=f"Use one of {', '.join(OUTCOME_TEXTS)}; `write_risk_assessments` takes the "
+            "words of others.",
         )
     return OUTCOME_TEXTS[task]
 
@@ -258,11 +264,12 @@ def _predictions(
     if words.horizon_days is not None:
         period["end"] = _date_time(start + timedelta(days=words.horizon_days))
     probability = float(row["probability"])
-    word = bands.word(probability)
+    decimal = round(probability, DECIMALS)
+    word = bands.word(decimal)
     predictions: list[dict[str, Any]] = [
         {
             "outcome": {"text": words.outcome},
-            "probabilityDecimal": round(probability, DECIMALS),
+            "probabilityDecimal": decimal,
             "qualitativeRisk": {
                 "coding": [{"system": RISK_PROBABILITY, "code": word, "display": _DISPLAY[word]}]
             },
@@ -306,7 +313,10 @@ def _reference(kind: str, number: int, source_id: str | None) -> dict[str, Any]:
     """By the source's resource id, or by identifier where that is unknown or not a FHIR id."""
     if source_id and _FHIR_ID.fullmatch(source_id):
         return {"reference": f"{kind}/{source_id}"}
-    return {"type": kind, "identifier": {"value": source_id or str(number)}}
+    if source_id:
+        return {"type": kind, "identifier": {"value": source_id}}
+    own = {"type": {"text": f"{kind} number of tsfm"}, "system": OWN_NUMBERS, "value": str(number)}
+    return {"type": kind, "identifier": own}
 
 
 def _date_time(moment: datetime) -> str:

@@ -2,7 +2,7 @@
 
 A score can be traced back only if the files, the model and the code that made it are named by
 their contents. The manifest holds hashes, counts and settings, and no patient's data: shard names,
-reasons and totals only.
+reasons and totals only. Who reads a run's tables compares them with it (`check_outputs`).
 
 It also keeps the books: every eligible stay is scored or not scored with a reason, and a manifest
 whose sums do not agree is refused.
@@ -28,6 +28,15 @@ from tsfm.errors import FormatError, InputError, IntegrityError
 from tsfm.tokens.signal_vectors import FOLDER as SIGNALS_DIR
 
 FILE_NAME = "run.json"
+_MAPPINGS = (
+    "inputs",
+    "dataset",
+    "counts",
+    "unknown_codes",
+    "outputs",
+    "settings",
+    "scored_by_split",
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,9 @@ class RunManifest:
         data_as_of: Until when the data tell the subjects' story, on the data set's clock: the
             export's own time, or the last moment that was recorded. None where that is not known.
         outputs: File name to sha256 of what was written.
+        settings: What scoring was asked for besides: `bands` (where the words of risk begin),
+            `threshold`, `followup` (null: what the data set says), `capacity` (the share of stays
+            in the report). Empty where a run was made before this was kept.
         scored_by_split: Scored stays by their subjects' split: of training subjects the model may
             know the outcome. Empty where a run was made before this was kept.
         device: Device that the arithmetic ran on.
@@ -116,6 +128,7 @@ class RunManifest:
     unknown_codes: UnknownCodes = UnknownCodes()
     data_as_of: str | None = None
     outputs: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     scored_by_split: dict[str, int] = field(default_factory=dict)
     device: str = "cpu"
     tsfm_version: str = field(default_factory=lambda: _version())
@@ -151,11 +164,13 @@ class RunManifest:
                 place=source.name,
                 remedy="Make one with `tsfm score`.",
             ) from None
-        except (UnicodeDecodeError, json.JSONDecodeError):
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
             raise _bad_manifest(source, "is not JSON") from None
         known = {entry.name for entry in fields(cls)}
         if not isinstance(raw, dict) or set(raw) - known:
             raise _bad_manifest(source, "holds unknown fields")
+        if not all(isinstance(raw.get(name, {}), dict) for name in _MAPPINGS):
+            raise _bad_manifest(source, "holds fields of another type")
         try:
             return cls(
                 **{
@@ -164,8 +179,28 @@ class RunManifest:
                     "unknown_codes": UnknownCodes(**raw["unknown_codes"]),
                 }
             )
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, AttributeError):
             raise _bad_manifest(source, "lacks fields") from None
+
+    def check_outputs(self, folder: str | Path, names: Iterable[str]) -> None:
+        """See that tables of the run are those that it wrote.
+
+        Args:
+            folder: The run's folder.
+            names: Files to look at; those that are not there, or not named here, are passed over.
+
+        Raises:
+            IntegrityError: One is another.
+        """
+        for name in names:
+            path = Path(folder) / name
+            if name in self.outputs and path.exists() and hash_file(path) != self.outputs[name]:
+                raise IntegrityError(
+                    "a table of the run is not the one that was written",
+                    code="output_changed",
+                    place=str(path),
+                    remedy="Score again, or put the run's own file back.",
+                )
 
 
 def count_stays(scores: pl.DataFrame, cohort: pl.DataFrame | None = None) -> StayCounts:

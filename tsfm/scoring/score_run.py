@@ -8,6 +8,7 @@ folder with a `run.json` is a whole run.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,7 +39,6 @@ from tsfm.scoring.run_manifest import (
 )
 from tsfm.tasks.characteristics import describe_stays
 from tsfm.tasks.cohorts import Followup
-from tsfm.tasks.registry import task_named
 
 SCORES, COHORT, LABELS, GROUPS = (
     "scores.parquet",
@@ -58,6 +58,7 @@ def run_scoring(
     bands: RiskBands,
     threshold: float | None = None,
     followup: Followup | None = None,
+    capacity: float | None = None,
     progress: bool | None = None,
 ) -> RunManifest:
     """Score an event table and write the run's folder.
@@ -70,13 +71,14 @@ def run_scoring(
         bands: Where the words of risk begin.
         threshold: Probability from which `predicted_boolean_value` is true.
         followup: Instead of what the data set says.
+        capacity: Share of stays of the report that follows; kept in the manifest, used for nothing.
         progress: Show a bar; None: on a terminal only.
 
     Raises:
         InputError: The folder already holds a run, or there are no words for the task.
     """
     folder = Path(out)
-    words = outcome_text(task_named(task_name).name)  # known before hours of scoring
+    words = outcome_text(task_name)  # known before hours of scoring
     if (folder / FILE_NAME).exists():
         raise InputError(
             "the output folder already holds a run",
@@ -113,6 +115,12 @@ def run_scoring(
         data_as_of=facts.get("data_as_of"),
         outputs=hash_files(folder, names),
         scored_by_split=count_splits(scored.scores, event_table.subject_splits(root)),
+        settings={
+            "bands": asdict(bands),
+            "threshold": threshold,
+            "followup": None if followup is None else asdict(followup),
+            "capacity": capacity,
+        },
     )
     manifest.write(folder / FILE_NAME)
     return manifest

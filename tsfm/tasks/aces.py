@@ -28,12 +28,12 @@ from tsfm import event_table, schema
 from tsfm.errors import InputError
 from tsfm.tasks.aces_predicates import (
     SPECIAL,
-    PlainPredicate,
     Predicate,
     bad_aces,
     count_predicates,
+    is_static,
     parse_predicates,
-    parse_static,
+    used_facts,
 )
 from tsfm.tasks.aces_windows import (
     TRIGGER,
@@ -47,7 +47,9 @@ from tsfm.tasks.aces_windows import (
 EXAMPLES = Path(__file__).parent / "aces_examples"
 """Folder of example tasks."""
 
-_FIELDS = ("predicates", "patient_demographics", "trigger", "windows", "description", "metadata")
+_PARTS = ("predicates", "patient_demographics")
+_TEXTS = ("description", "metadata")
+_FIELDS = (*_PARTS, "trigger", "windows", *_TEXTS)
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,15 @@ class AcesTask:
 
     Attributes:
         predicates: By name, each after those it is made of.
-        static: Facts that a subject must have.
+        facts: Static predicates that a subject must have: the demographics, and what else the
+            trigger, the windows or their predicates use.
         trigger: Predicate at whose moments the windows are laid.
         windows: By name.
         place: File that it is from, for errors.
     """
 
     predicates: Mapping[str, Predicate]
-    static: tuple[PlainPredicate, ...]
+    facts: tuple[str, ...]
     trigger: str
     windows: Mapping[str, Window]
     place: str = ""
@@ -83,9 +86,11 @@ def read_aces(path: str | Path, *, predicates: str | Path | None = None) -> Aces
     """
     raw = _load(Path(path))
     if predicates is not None:
-        own = _load(Path(predicates))
-        for part in ("predicates", "patient_demographics"):
-            raw[part] = {**(raw.get(part) or {}), **(own.get(part) or {})}
+        own, place = _load(Path(predicates)), Path(predicates).name
+        if unknown := set(own) - {*_PARTS, *_TEXTS}:
+            raise bad_aces(f"unknown fields {sorted(map(str, unknown))}", place)
+        for part in _PARTS:
+            raw[part] = {**_mapping(raw, part, Path(path).name), **_mapping(own, part, place)}
     return parse_aces(raw, place=Path(path).name)
 
 
@@ -101,18 +106,21 @@ def parse_aces(raw: Mapping[str, Any], *, place: str = "ACES task") -> AcesTask:
     """
     if unknown := set(raw) - set(_FIELDS):
         raise bad_aces(f"unknown fields {sorted(map(str, unknown))}", place)
-    predicates = parse_predicates(_mapping(raw, "predicates", place), place=place)
-    static = parse_static(_mapping(raw, "patient_demographics", place), place=place)
+    demographics = _mapping(raw, "patient_demographics", place)
+    predicates = parse_predicates(_mapping(raw, "predicates", place), demographics, place=place)
     windows = {
         name: parse_window(name, told, place=place)
         for name, told in _mapping(raw, "windows", place).items()
     }
-    known = {*predicates, *SPECIAL}
+    # A fact has no moment: no trigger, no bound, nothing to count in a window.
+    known = {*SPECIAL, *(name for name, p in predicates.items() if not is_static(p))}
     if not isinstance(raw.get("trigger"), str) or raw["trigger"] not in known:
-        raise bad_aces("the trigger is none of the predicates", place)
-    for name, predicate in referred_predicates(windows):
+        raise bad_aces("the trigger is none of the predicates, or a static one", place)
+    referred = list(referred_predicates(windows))
+    for name, predicate in referred:
         if predicate not in known:
-            raise bad_aces(f"window '{name}' refers to '{predicate}', which is not there", place)
+            what = "a static fact" if predicate in predicates else "not there"
+            raise bad_aces(f"window '{name}' refers to '{predicate}', which is {what}", place)
     order_bounds(windows, place=place)
     for what, n in (
         ("label", sum(bool(window.label) for window in windows.values())),
@@ -120,7 +128,9 @@ def parse_aces(raw: Mapping[str, Any], *, place: str = "ACES task") -> AcesTask:
     ):
         if n > 1:
             raise bad_aces(f"{n} windows have a {what}, which only one may", place)
-    return AcesTask(predicates, static, raw["trigger"], windows, place)
+    used = used_facts([raw["trigger"], *(predicate for _, predicate in referred)], predicates)
+    facts = tuple(sorted({*demographics, *used}))
+    return AcesTask(predicates, facts, raw["trigger"], windows, place)
 
 
 def find_aces(events: pl.DataFrame, task: AcesTask) -> pl.DataFrame:
@@ -135,7 +145,7 @@ def find_aces(events: pl.DataFrame, task: AcesTask) -> pl.DataFrame:
         holds, if the task has one) and the time of every bound, `<window>.start` and
         `<window>.end`; in order of subject and trigger.
     """
-    counts = count_predicates(events, task.predicates, task.static)
+    counts = count_predicates(events, task.predicates, task.facts)
     rows = place_windows(counts, task.trigger, task.windows, place=task.place)
     bounds = [c for c in rows.columns if c.endswith((".start", ".end"))]
     extra: list[pl.Expr] = []
@@ -203,13 +213,28 @@ def _load(path: Path) -> dict[str, Any]:
             remedy="Run `pip install PyYAML`.",
         ) from error
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader())
     except OSError as error:
         raise InputError(
             "the task's file can't be read", code="unreadable_file", place=str(path)
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise bad_aces("the file is no YAML", path.name) from error
+    # A date that is none is a ValueError, as is text that is not UTF-8.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise bad_aces("the file is no YAML, or names a thing twice", path.name) from error
     if not isinstance(raw, dict):
         raise bad_aces("the file is no mapping", path.name)
     return raw
+
+
+def _strict_loader() -> Any:
+    """PyYAML's safe loader, which would take the last of two entries of one name."""
+    import yaml
+
+    class StrictLoader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [(k.tag, k.value) for k, _ in node.value if isinstance(k, yaml.ScalarNode)]
+            if len(names) != len(set(names)):
+                raise yaml.constructor.ConstructorError(None, None, "a name is there twice")
+            return super().construct_mapping(node, deep=deep)
+
+    return StrictLoader

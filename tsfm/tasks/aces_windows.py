@@ -23,21 +23,13 @@ from typing import Any, Literal
 import polars as pl
 
 from tsfm import schema
+from tsfm.tasks.aces_durations import LONGEST_DAYS, parse_duration
 from tsfm.tasks.aces_predicates import NAME, RECORD_END, RECORD_START, bad_aces
 
 TRIGGER = "trigger"
 START, END = "start", "end"
+_COUNT = re.compile(r"[0-9]{1,18}")
 
-_SECONDS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_UNITS = {
-    **dict.fromkeys(("w", "wk", "wks", "week", "weeks"), "w"),
-    **dict.fromkeys(("d", "day", "days"), "d"),
-    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), "h"),
-    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), "m"),
-    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), "s"),
-}
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
-_CLOCK = re.compile(r"(\d+):([0-5]\d)(?::([0-5]\d))?")
 _FIELDS = ("start", "end", "start_inclusive", "end_inclusive", "has", "label", "index_timestamp")
 
 
@@ -83,32 +75,6 @@ class Window:
     index_at: str = ""
 
 
-def parse_duration(text: str) -> int:
-    """Microseconds of a duration such as `24h`, `1 day 6 hours` or `2 days, 04:30:00`.
-
-    >>> parse_duration("1 day 6 hours") // 3_600_000_000
-    30
-
-    Raises:
-        ValueError: It is none.
-    """
-    rest = text.strip().lower()
-    seconds = 0.0
-    clock = _CLOCK.search(rest)
-    if clock:
-        hours, minutes, rest_seconds = (int(part or 0) for part in clock.groups())
-        seconds += 3600 * hours + 60 * minutes + rest_seconds
-        rest = rest[: clock.start()] + rest[clock.end() :]
-    amounts = list(_AMOUNT.finditer(rest))
-    for amount in amounts:
-        if amount.group(2) not in _UNITS:
-            raise ValueError(text)
-        seconds += float(amount.group(1)) * _SECONDS[_UNITS[amount.group(2)]]
-    if _AMOUNT.sub("", rest).strip(" ,") or not (amounts or clock):
-        raise ValueError(text)
-    return round(seconds * 1_000_000)
-
-
 def parse_window(name: str, raw: Any, *, place: str) -> Window:
     """A window of a task's file.
 
@@ -130,11 +96,10 @@ def parse_window(name: str, raw: Any, *, place: str) -> Window:
         if not isinstance(told, bool):
             raise bad_aces(f"window '{name}' does not say whether its {side} is inclusive", place)
         inclusive[side] = told
-    has = raw.get("has") or {}
-    if not isinstance(has, Mapping) or not isinstance(raw.get("label") or "", str):
+    has, label, index_at = raw.get("has") or {}, raw.get("label"), raw.get("index_timestamp")
+    if not isinstance(has, Mapping) or not isinstance(label, str | None):
         raise bad_aces(f"has of window '{name}' is no mapping, or label no name", place)
-    index_at = raw.get("index_timestamp") or ""
-    if index_at not in ("", START, END):
+    if index_at not in (None, START, END):
         raise bad_aces(f"index_timestamp of window '{name}' is neither start nor end", place)
     start, end = _parse_bounds(name, raw["start"], raw["end"], inclusive, place)
     return Window(
@@ -143,8 +108,8 @@ def parse_window(name: str, raw: Any, *, place: str) -> Window:
         start_inclusive=inclusive[START],
         end_inclusive=inclusive[END],
         has=tuple(_parse_count(name, predicate, told, place) for predicate, told in has.items()),
-        label=raw.get("label") or "",
-        index_at=index_at,
+        label=label or "",
+        index_at=index_at or "",
     )
 
 
@@ -188,7 +153,9 @@ def _parse_bound(name: str, told: Any, place: str) -> Bound:
                 return Bound(_reference(name, reference.strip(), place), offset_us=offset)
         else:
             return Bound(_reference(name, text, place))
-    raise bad_aces(f"a bound of window '{name}' can't be read", place)
+    raise bad_aces(
+        f"a bound of window '{name}' can't be read, or is over {LONGEST_DAYS:,} days away", place
+    )
 
 
 def _reference(name: str, text: str, place: str) -> str:
@@ -206,9 +173,11 @@ def _parse_count(
 ) -> tuple[str, int | None, int | None]:
     parts = told if isinstance(told, list | tuple) else str(told).strip().strip("()").split(",")
     words = [str(part).strip() for part in parts]
-    if len(words) != 2 or not all(w in ("None", "") or w.isdecimal() for w in words):
+    if len(words) != 2 or not all(w in ("None", "") or _COUNT.fullmatch(w) for w in words):
         raise bad_aces(f"window '{name}' asks for '{predicate}' in no form of (least, most)", place)
     least, most = (None if word in ("None", "") else int(word) for word in words)
+    if (least is None and most is None) or (most is not None and (least or 0) > most):
+        raise bad_aces(f"window '{name}' asks for '{predicate}' in bounds that bound none", place)
     return predicate, least, most
 
 
@@ -271,29 +240,29 @@ def place_windows(
         )
         rows = _count(rows, name, window, sums, list(asked))
         for predicate, least, most in window.has:
-            count = pl.col(f"_{predicate}")
+            count = pl.col(f":{predicate}")
             rows = rows.filter(count >= (least or 0))
             rows = rows if most is None else rows.filter(count <= most)
         if window.label:
-            rows = rows.rename({f"_{window.label}": f"{name}.label"})
-        rows = rows.drop([f"_{p}" for p in asked if p != window.label])
+            rows = rows.rename({f":{window.label}": f"{name}.label"})
+        rows = rows.drop([f":{p}" for p in asked if p != window.label])
     return rows.sort(subject, TRIGGER)
 
 
 def _count(
     rows: pl.DataFrame, name: str, window: Window, sums: pl.DataFrame, asked: list[str]
 ) -> pl.DataFrame:
-    """Add how often each predicate holds in a window, as `_<predicate>`."""
+    """Add how often each predicate holds in a window, as `:<predicate>`: a colon is in no name."""
     for side, exact in ((START, not window.start_inclusive), (END, window.end_inclusive)):
-        until = sums.rename({p: f"_{side}_{p}" for p in asked})
+        until = sums.rename({p: f"{side}:{p}" for p in asked})
         rows = _search(rows, f"{name}.{side}", until, "backward", exact)
     # An open window of no length would count its one moment negatively.
     return rows.with_columns(
-        (pl.col(f"_{END}_{p}").fill_null(0) - pl.col(f"_{START}_{p}").fill_null(0))
+        (pl.col(f"{END}:{p}").fill_null(0) - pl.col(f"{START}:{p}").fill_null(0))
         .clip(0)
-        .alias(f"_{p}")
+        .alias(f":{p}")
         for p in asked
-    ).drop([f"_{side}_{p}" for side in (START, END) for p in asked])
+    ).drop([f"{side}:{p}" for side in (START, END) for p in asked])
 
 
 def _search(
