@@ -117,13 +117,22 @@ class ManyHazards(nn.Module):
 
         Args:
             log2_hazard: From `forward`.
-            horizon_days: Days from the moment of prediction.
-            elapsed_days: Days from each state's token to that moment, in which nothing happened;
-                None is none.
+            horizon_days: Days from the moment of prediction, from 0; infinity is ever.
+            elapsed_days: Days from each state's token to that moment, in which nothing happened,
+                from 0; None is none.
 
         Returns:
-            Probabilities in (0, 1), which rise with the horizon.
+            Probabilities in [0, 1], which rise with the horizon.
+
+        Raises:
+            InputError: The horizon is below 0 or no number, or an elapsed time is not finite.
         """
+        known = elapsed_days is None or bool((elapsed_days.isfinite() & (elapsed_days >= 0)).all())
+        if not horizon_days >= 0 or not known:
+            raise InputError(
+                "the horizon or an elapsed time is below 0 or no number", code="bad_horizon",
+                place="horizon_days", remedy="Give days from 0.",
+            )  # fmt: skip
         hazard = torch.exp2(log2_hazard.double())
         since = hazard.new_zeros(len(hazard)) if elapsed_days is None else elapsed_days.double()
         until = self.exposure((since + horizon_days).unsqueeze(1))

@@ -13,6 +13,8 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from tsfm.batches.batch import Batch
 from tsfm.errors import InputError
+from tsfm.models.attention import KeyValueCache
 from tsfm.models.mamba import Mamba, MambaState
 from tsfm.models.timeline import TimelineModel
 from tsfm.models.timeline_backbone import HybridBackbone, HybridState
@@ -101,7 +104,15 @@ class TimelineStepper:
         Returns:
             Hidden state at each subject's last token, and the state, whose first rows are the
             subjects' and whose others are empty.
+
+        Raises:
+            InputError: There are fewer slots than subjects.
         """
+        if n_slots < batch.n_subjects:
+            raise InputError(
+                f"{n_slots} slots for {batch.n_subjects} subjects", code="too_few_slots",
+                place="n_slots", remedy="Give a slot a subject, and one for each future.",
+            )  # fmt: skip
         batch = self._here(batch)
         x = self.model.embedding(batch)
         x, memory = self.model.memory(x, batch.gap_hours, batch.cu_seqlens, return_state=True)
@@ -133,22 +144,25 @@ class TimelineStepper:
             Hidden state after each token, as one pass over its whole timeline gives it.
 
         Raises:
-            InputError: The state is of another model, or the slots are not its rows.
+            InputError: The state is of another model, or the slots are not its rows; nothing of it
+                has changed then.
         """
+        if _form(state) != self._own_form:
+            raise InputError(
+                "the state is of another model", code="wrong_state", place="state",
+                remedy="Use the state that `prefill` of this model returned.",
+            )  # fmt: skip
         tokens = self._here(tokens)
         source, target = (slots.to(tokens.code.device) for slots in (source_slots, target_slots))
         x = self.model.embedding(tokens)
         x = self.model.memory.step(x, tokens.gap_hours, state.memory, source, target)
         backbone, held = self.model.backbone, state.backbone
-        if isinstance(backbone, Mamba) and isinstance(held, MambaState):
+        if isinstance(backbone, Mamba):
+            assert isinstance(held, MambaState)
             return backbone.step(x, tokens.gap_hours, held, source, target)
-        if isinstance(backbone, HybridBackbone) and isinstance(held, HybridState):
-            seconds = tokens.time_s
-            return backbone.step(x, tokens.gap_hours, held, source, target, seconds=seconds)
-        raise InputError(
-            "the state is of another model", code="wrong_state", place="state",
-            remedy="Use the state that `prefill` of this model returned.",
-        )  # fmt: skip
+        assert isinstance(held, HybridState)
+        seconds = tokens.time_s
+        return backbone.step(x, tokens.gap_hours, held, source, target, seconds=seconds)
 
     @torch.no_grad()
     def next_token(self, hidden: Float[Tensor, "row model"]) -> NextToken:
@@ -167,9 +181,36 @@ class TimelineStepper:
         mean, log_std = head.value(read).unbind(-1)
         return mean, torch.exp(log_std.clamp(*_LOG_STD))
 
+    @cached_property
+    def _own_form(self) -> list[Any]:
+        """Form of a state of this model, from the state that one token leaves."""
+        model = self.model
+        weight = model.next_event.code.weight
+        gap, borders = weight.new_zeros(1), torch.tensor([0, 1], device=weight.device)
+        with torch.no_grad():
+            x = weight.new_zeros(1, model.config.backbone.d_model)
+            x, memory = model.memory(x, gap, borders, return_state=True)
+            _, backbone = model.backbone(x, gap, borders, return_state=True)
+        return _form(TimelineState(memory, backbone))
+
     def _here(self, batch: Batch) -> Batch:
         """The batch on the model's own device."""
         device = self.model.next_event.code.weight.device
         if batch.code.device == device:
             return batch
         return replace(batch, **{name: getattr(batch, name).to(device) for name in _READ})
+
+
+def _form(state: Any) -> list[Any]:
+    """What states of one model have in common: parts, their kinds, and the sizes of a row."""
+    held = state.backbone if isinstance(state, TimelineState) else None
+    if not isinstance(held, MambaState | HybridState):
+        return []
+    parts = held.blocks if isinstance(held, MambaState) else held.layers
+    form: list[Any] = [type(held), state.memory.shape[1:]]
+    for part in parts:
+        if isinstance(part, KeyValueCache):
+            form.append((part.keys.shape[2:], part.values.shape[2:]))  # rows, then tokens
+        else:
+            form.append((part.conv.shape[1:], part.scan.shape[1:]))
+    return form

@@ -172,8 +172,8 @@ model
 #
 # What a hospital runs each night: every eligible stay gets one row, scored or not scored with a
 # reason. The folder also holds FHIR `RiskAssessment` resources to send back, and `run.json`, which
-# names by their hashes the data and the model that the scores came from. `tsfm report` writes a page
-# to read beside them.
+# names by their hashes the data and the model that the scores came from. `tsfm report` writes a
+# page to read beside them.
 
 # %%
 run = tsfm.run_scoring(

@@ -206,6 +206,75 @@ def test_frames_that_do_not_fit_are_refused() -> None:
             choose_threshold(course, stays, budget)
 
 
+@pytest.mark.parametrize("unit", ["ms", "ns"])
+def test_course_and_stays_may_count_time_in_units_of_their_own(unit: str) -> None:
+    course, stays = drawn(20)
+    whole = pl.col("^.*_time|time$").dt.truncate("1s")
+    course, stays = course.with_columns(whole), stays.with_columns(whole)
+    expected = choose_threshold(course, stays, 10.0)
+    kind = pl.Datetime("ms" if unit == "ms" else "ns")
+    others = [frame.with_columns(pl.col("^.*_time|time$").cast(kind)) for frame in (course, stays)]
+    for one, other in ((others[0], stays), (course, others[1]), tuple(others)):
+        one = one.with_columns(pl.col("subject_id").cast(pl.Int32))
+        policy = choose_threshold(one, other, 10.0)
+        assert policy == expected
+        assert raise_alarms(one, other, policy).equals(raise_alarms(course, stays, policy))
+        mine, theirs = (
+            report_alarms(c, s, policy, horizon=24 * HOUR, n=5)
+            for c, s in ((one, other), (course, stays))
+        )
+        assert mine == theirs
+
+
+def test_columns_of_another_type_are_refused() -> None:
+    course, stays = drawn(5)
+    zoned = pl.col("start_time").dt.replace_time_zone("UTC")
+    for bad_course, bad_stays, code in (
+        (course.with_columns(zoned), stays, "bad_column_type"),
+        (course, stays.with_columns(zoned), "bad_column_type"),
+        (course, stays.with_columns(pl.col("end_time").dt.date()), "bad_column_type"),
+        (course.with_columns(pl.col("probability").cast(pl.String)), stays, "bad_column_type"),
+        (course.with_columns(pl.col("subject_id").cast(pl.String)), stays, "bad_column_type"),
+        (course.to_pandas(), stays, "unknown_frame"),
+    ):
+        for ask in (
+            lambda c, s: choose_threshold(c, s, 5.0),
+            lambda c, s: raise_alarms(c, s, AlarmPolicy(0.5)),
+            lambda c, s: report_alarms(c, s, AlarmPolicy(0.5)),
+        ):
+            with pytest.raises(InputError, match=code):
+                ask(bad_course, bad_stays)
+
+
+def test_a_policy_of_no_threshold_or_silence_is_refused() -> None:
+    course, stays = drawn(5)
+    for threshold, silence in (
+        (math.nan, HOUR), ("0.5", HOUR), (None, HOUR), (0.5, -HOUR), (0.5, 12), (0.5, None),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="bad_policy"):
+            AlarmPolicy(threshold, silence)  # type: ignore[arg-type]
+    for silence in (-HOUR, 12, None):
+        with pytest.raises(InputError, match="bad_budget"):
+            choose_threshold(course, stays, 5.0, silence=silence)  # type: ignore[arg-type]
+
+
+def test_a_silence_beyond_the_calendar_is_one_alarm_a_stay() -> None:
+    course, stays = drawn(40)
+    long = AlarmPolicy(0.1, timedelta(days=10_000))
+    ever = AlarmPolicy(0.1, timedelta.max)
+    found = raise_alarms(course, stays, ever)
+    assert found.equals(raise_alarms(course, stays, long))
+    assert found["subject_id"].is_unique().all()
+    assert choose_threshold(course, stays, 10.0, silence=timedelta.max).silence == timedelta.max
+
+
+def test_a_horizon_that_is_no_time_ahead_is_refused() -> None:
+    course, stays = drawn(5)
+    for horizon in (2, timedelta(0), -HOUR, "2 days"):
+        with pytest.raises(InputError, match="bad_horizon"):
+            report_alarms(course, stays, AlarmPolicy(0.5), horizon=horizon)  # type: ignore[arg-type]
+
+
 def test_a_risk_that_is_no_number_alarms_nobody() -> None:
     course, stays = make_course([(1, 1, float("nan")), (1, 2, 0.1)]), make_stays([(1, 48, None)])
     assert raise_alarms(course, stays, AlarmPolicy(0.9)).height == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from tsfm.errors import InputError, ModelMismatch
 from tsfm.evaluation.attribution import integrate_gradients, occlude
 from tsfm.evaluation.calibration import logit
 from tsfm.evaluation.known_past import KnownPast, calibrated_log_odds, pack_tokens
+from tsfm.evaluation.recalibration import Recalibration
 from tsfm.models.checkpoint import ModelDirectory
 from tsfm.models.timeline import TimelineModel
 from tsfm.scoring.trained_model import TrainedModel
@@ -107,6 +108,26 @@ def test_integrated_gradients_add_up(directory: ModelDirectory, max_tokens: int)
     assert occluded.log_odds == pytest.approx(found.log_odds, abs=1e-5)
 
 
+@pytest.mark.parametrize("knots", [(0.0, 0.3, 0.6, 1.0), (0.5,)])
+def test_a_score_is_explained_as_an_isotonic_map_has_it(
+    directory: ModelDirectory, knots: tuple[float, ...]
+) -> None:
+    levels = (0.05, 0.2, 0.7, 0.9)[: len(knots)]
+    bent = Recalibration("isotonic", knots=knots, levels=levels)
+    events = make_events(4, 40)
+    plain, mapped = (
+        occlude(replace(directory, calibration={TASK: stored}), events, TASK, moment_of(events))
+        for stored in ({}, bent.as_dict())
+    )
+    risk = [1 / (1 + np.exp(-one.log_odds)) for one in (plain, mapped)]
+    assert risk[1] == pytest.approx(float(bent.apply(risk[0])), abs=1e-6)
+    found = integrate_gradients(
+        replace(directory, calibration={TASK: bent.as_dict()}), events, TASK, moment_of(events)
+    )
+    assert found.log_odds == pytest.approx(mapped.log_odds, abs=1e-5)
+    assert np.isfinite(found.events["effect"].to_numpy()).all()
+
+
 def test_an_event_that_tells_nothing_has_no_share() -> None:
     directory = make_model(seed=3)
     events = make_events(5, 25)
@@ -143,6 +164,72 @@ def test_questions_that_can_not_be_asked_are_refused(directory: ModelDirectory) 
         occlude(directory, events, TASK, datetime(2000, 1, 1))
     with pytest.raises(ModelMismatch, match="task_not_trained"):
         integrate_gradients(directory, events, "mortality_30d", moment_of(events))
+
+
+@pytest.mark.parametrize("explain", [occlude, integrate_gradients])
+def test_a_record_is_read_as_scoring_reads_it(directory: ModelDirectory, explain: Any) -> None:
+    events = make_events(4, 30)
+    moment = events["available_time"].sort()[20]
+    expected = explain(directory, events, TASK, moment)
+    times = pl.col("time", "available_time")
+    later = pl.col("time") > moment
+    for other in (
+        events.with_columns(times.cast(pl.Datetime("ms"))),
+        events.with_columns(times.cast(pl.Datetime("ns"))),
+        # Of facts to come nobody says when they are known.
+        events.with_columns(available_time=pl.when(~later).then(pl.col("available_time"))),
+        events.drop("signal_id", "text_value", "encounter_id"),
+        events.to_pandas(),
+        events.to_arrow(),
+    ):
+        found = explain(directory, other, TASK, moment)
+        assert found.log_odds == expected.log_odds
+        assert found.events.equals(expected.events)
+
+
+@pytest.mark.parametrize("explain", [occlude, integrate_gradients])
+def test_events_of_unknown_codes_alone_are_no_reason(
+    directory: ModelDirectory, explain: Any
+) -> None:
+    events = make_events(1, 5).with_columns(code=pl.lit("ZZZ//1"))
+    with pytest.raises(InputError, match="no_known_code"):
+        explain(directory, events, TASK, events["available_time"].max())
+
+
+@pytest.mark.parametrize(
+    "form", [{"attention_after": (1,)}, {"attention_only": True}, {"memory_width": 0}], ids=str
+)
+def test_integrated_gradients_explain_the_score_of_the_model_whatever_its_layers(
+    form: dict[str, Any],
+) -> None:
+    base = make_model()
+    torch.manual_seed(1)
+    model = TimelineModel(replace(base.model.config, **form)).eval()
+    torch.nn.init.normal_(model.task_head(TASK).score.weight, std=1.0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(3.0 if "attention" in name else 1.0)
+    directory = replace(base, model=model)
+    events = make_events(1, 40, seed=3, stays=2)
+    moment = moment_of(events, hours_more=3.0)
+    past = KnownPast.create(directory, events, TASK, moment)
+    with torch.no_grad():
+        expected = float(past.log_odds(model(past.batch)[-1:], None))
+    found = integrate_gradients(directory, events, TASK, moment, most_nodes=16)
+    assert found.log_odds == pytest.approx(expected, abs=1e-5)
+
+
+def test_questions_of_another_type_are_refused(directory: ModelDirectory) -> None:
+    events, moment = make_events(1, 5), moment_of(make_events(1, 5))
+    explanations: tuple[Any, ...] = (occlude, integrate_gradients)
+    for explain in explanations:
+        for max_tokens in (0, -5, 2.5, None):
+            with pytest.raises(InputError, match="bad_max_tokens"):
+                explain(directory, events, TASK, moment, max_tokens=max_tokens)
+        with pytest.raises(InputError, match="bad_prediction_time"):
+            explain(directory, events, TASK, moment.replace(tzinfo=UTC))
+        with pytest.raises(InputError, match="unknown_frame"):
+            explain(directory, "demo/events", TASK, moment)
 
 
 def test_occlusion_of_a_model_with_attention_is_refused_by_name() -> None:

@@ -56,3 +56,9 @@ def test_unknown_words_are_refused():
         observed_incidence(["event", "alive"], [3, 4], 30)
     with pytest.raises(InputError, match="bad_outcome"):
         observed_incidence(["event"], [-1], 30)
+
+
+@pytest.mark.parametrize("horizon", [math.nan, -1, None, "3", [1, 2]], ids=str)
+def test_a_horizon_that_is_no_number_of_days_from_0_is_refused(horizon: object):
+    with pytest.raises(InputError, match="bad_horizon"):
+        observed_incidence(["event", "none"], [3, 40], horizon)  # type: ignore[arg-type]

@@ -116,6 +116,8 @@ def test_beyond_all_watching_there_is_no_score():
         ({"cause": "censored"}, "bad_outcome"),
         ({"at_days": [5, 5]}, "bad_prediction"),
         ({"at_days": [0, 5]}, "bad_prediction"),
+        ({"at_days": [2, math.inf]}, "bad_prediction"),
+        ({"at_days": [math.inf, math.inf]}, "bad_prediction"),
         ({"predicted": [[0.1], [0.2]]}, "bad_prediction"),
         ({"predicted": [[0.1, 0.2], [0.2, 1.1]]}, "bad_probability"),
         ({"predicted": [[0.1, 0.2], [0.2, math.nan]]}, "bad_probability"),

@@ -119,6 +119,25 @@ def test_probabilities_lie_between_nought_and_one_and_rise_with_the_horizon() ->
     assert bool((found.diff(dim=0) > 0).all())
 
 
+def test_at_once_nothing_happens_and_a_code_with_a_hazard_does_at_last() -> None:
+    head = make_head()
+    log2_hazard = head(torch.randn(2, 8)).detach()
+    assert torch.equal(head.probability(log2_hazard, 0.0), torch.zeros(2, 3))
+    assert torch.equal(head.probability(log2_hazard, math.inf), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("horizon", "elapsed"),
+    [(-1.0, 0.0), (math.nan, 0.0), (1.0, -1.0), (1.0, math.nan), (1.0, math.inf)],
+)
+def test_a_time_before_the_prediction_is_no_horizon(horizon: float, elapsed: float) -> None:
+    head = make_head()
+    log2_hazard = head(torch.randn(2, 8)).detach()
+    with pytest.raises(InputError) as caught:
+        head.probability(log2_hazard, horizon, torch.tensor([0.0, elapsed]))
+    assert caught.value.code == "bad_horizon"
+
+
 def test_time_that_went_by_without_it_counts() -> None:
     head = make_head()
     log2_hazard = head(torch.randn(2, 8)).detach()

@@ -124,14 +124,38 @@ def test_the_laws_of_the_next_token_are_those_of_the_loss(stepper: TimelineStepp
     torch.testing.assert_close(loss.time, expected)
 
 
-def test_the_state_of_another_model_is_refused(stepper: TimelineStepper) -> None:
-    other = make_stepper(FORMS["attention"])
-    tokens = part(make_tokens(), [0, 1, 2], [3])
-    _, state = stepper.prefill(tokens, 2)
+@pytest.mark.parametrize(
+    ("form", "sizes"),
+    [
+        (FORMS["attention"], {}),
+        (FORMS["attention alone"], {}),
+        (PLAIN, {"n_layers": 3}),
+        (PLAIN, {"d_model": 24}),
+        ({"memory_width": 25}, {}),
+    ],
+    ids=["attention", "attention alone", "layers", "width", "memory"],
+)
+def test_the_state_of_another_model_is_refused_and_stays_as_it_was(
+    stepper: TimelineStepper, form: dict[str, Any], sizes: dict[str, Any]
+) -> None:
+    whole: dict[str, Any] = {"d_model": 16, "n_layers": 2, **sizes}
+    config = MambaConfig(**whole)
+    other = TimelineStepper(TimelineModel(TimelineConfig(N_CODES, config, **form)).eval())
+    _, state = stepper.prefill(part(make_tokens(), [0, 1, 2], [3]), 2)
+    assert isinstance(state.backbone, MambaState)
+    tables = [state.memory, *(table for block in state.backbone.blocks for table in block)]
+    before = [table.clone() for table in tables]
     slot = torch.tensor([0])
     with pytest.raises(InputError) as caught:
         other.step(part(make_tokens(), [3], [1]), state, slot, slot)
     assert caught.value.code == "wrong_state"
+    assert all(map(torch.equal, tables, before))
+
+
+def test_fewer_slots_than_subjects_are_refused(stepper: TimelineStepper) -> None:
+    with pytest.raises(InputError) as caught:
+        stepper.prefill(part(make_tokens(), [0, 1, 2, 3], [2, 2]), 1)
+    assert caught.value.code == "too_few_slots"
 
 
 def test_a_model_in_training_is_refused(stepper: TimelineStepper) -> None:

@@ -19,6 +19,7 @@ from .markov_hospital import (
     HOME,
     N_CODES,
     READMITTED,
+    MarkovHospital,
     make_hospital,
     make_patients,
     source_of,
@@ -159,15 +160,52 @@ def test_an_outcome_is_named_by_classes_of_codes() -> None:
         Outcome("outside", (N_CODES,), 1.0),
         Outcome("both", (1, 2), 1.0, (2,)),
         Outcome("now", (1,), 0.0),
+        Outcome("never", (1,), float("inf")),
+        Outcome("words", (1,), "30"),  # type: ignore[arg-type]
+        Outcome("names", ("A",), 1.0),  # type: ignore[arg-type]
+        Outcome("reals", (1.0,), 1.0),  # type: ignore[arg-type]
+        Outcome("one id", 1, 1.0),  # type: ignore[arg-type]
     ],
     ids=lambda outcome: outcome.name,
 )
 def test_an_outcome_that_makes_no_sense_is_refused(outcome: Outcome) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="bad_outcome"):
         estimate_risks(
-            source_of(make_hospital(0)), make_patients(np.array([0])), [outcome], n_futures=1,
-            seed=0,
+            source_of(make_hospital(0)), make_patients(np.array([0])), [READMISSION, outcome],
+            n_futures=1, seed=0,
         )  # fmt: skip
+
+
+def test_the_dead_run_no_risk_and_do_not_stop_the_others() -> None:
+    # A hospital that does not know that death is final.
+    hospital = make_hospital(0)
+    follows = hospital.follows.copy()
+    follows[DEAD] = follows[HOME]
+    source = source_of(MarkovHospital(follows, hospital.same))
+    outcomes = [READMISSION, DEATH]
+    found, expected = (
+        estimate_risks(source, make_patients(np.array(last)), outcomes, n_futures=30, seed=0)
+        for last in ([HOME, DEAD, CLINIC], [HOME, HOME, CLINIC])
+    )
+    dead = pl.col("subject_id") == 1
+    assert found.filter(~dead).equals(expected.filter(~dead))
+    own = found.filter(dead)
+    assert own.height == 2 * len(METHODS)
+    for name in ("probability", "standard_error", "n_unfinished"):
+        assert own[name].to_list() == [0] * own.height
+
+
+def test_outcomes_and_methods_may_come_one_by_one() -> None:
+    source, patients = source_of(make_hospital(0)), make_patients(np.array([0, 1]))
+    found = estimate_risks(
+        source, patients, (one for one in [READMISSION, DEATH]), n_futures=3, seed=0,
+        methods=(one for one in [SCOPE, REACH]),
+    )  # fmt: skip
+    expected = estimate_risks(
+        source, patients, [READMISSION, DEATH], n_futures=3, seed=0, methods=[SCOPE, REACH]
+    )
+    assert found.equals(expected)
+    assert found.height == 8
 
 
 def test_estimates_that_the_futures_do_not_hold_are_refused() -> None:

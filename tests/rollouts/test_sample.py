@@ -229,13 +229,63 @@ def test_an_outcome_of_every_code_leaves_no_token() -> None:
     assert np.allclose(1 - futures.tally.escaped, ordinary.tally.expected, atol=1e-6)
 
 
+def with_death(tokens: dict[str, Any], subject: int) -> dict[str, Any]:
+    """The same, but that one token of a subject is its death."""
+    code = tokens["code"].copy()
+    code[tokens["lengths"][:subject].sum()] = DEATH
+    return {**tokens, "code": code}
+
+
+@pytest.mark.parametrize("max_rows", [3, 1024])
+def test_one_who_is_dead_has_no_future_and_stops_nobody_elses(max_rows: int) -> None:
+    tokens = make_tokens()
+    outcomes = [
+        Outcome("many", tuple(range(1, 15)), HORIZON_DAYS),
+        Outcome("death", (DEATH,), HORIZON_DAYS),
+    ]
+    alive = sample(tokens, outcomes=outcomes)
+    found = sample(with_death(tokens, 2), outcomes=outcomes, max_rows=max_rows)
+    dead = found.subject_id == 1002
+    assert (found.ending[dead] == DIED).all()
+    assert not found.n_tokens[dead].any()
+    tally = found.tally
+    for told in (tally.came, tally.expected, tally.undecided):
+        assert not told[dead].any()
+    assert (tally.escaped[dead] == 1).all()
+    for subject in (1000, 1001, 1003):
+        for mine, theirs in zip(
+            of_subject(found, subject), of_subject(alive, subject), strict=True
+        ):
+            assert np.array_equal(mine["code"], theirs["code"])
+    assert np.array_equal(tally.came[~dead], alive.tally.came[~dead])
+
+
+def test_a_batch_of_the_dead_alone_is_no_error() -> None:
+    tokens = with_death(subjects_of(make_tokens(), [0]), 0)
+    found = sample(tokens, kept_from=Outcome("many", (1, 2, 3), HORIZON_DAYS))
+    assert found.endings["died"] == len(found) == 5
+    assert len(found.tokens) == 0
+    assert (found.tally.escaped == 1).all()
+
+
 def test_what_cannot_be_asked_is_refused() -> None:
     tokens = make_tokens()
     for options, error in (
         ({"n_futures": 0}, "bad_futures"),
+        ({"n_futures": 2.0}, "bad_futures"),
+        ({"n_futures": None}, "bad_futures"),
         ({"horizon_days": float("nan")}, "bad_futures"),
+        ({"horizon_days": "30"}, "bad_futures"),
         ({"max_rows": 0}, "bad_futures"),
+        ({"max_tokens": 2.5}, "bad_futures"),
+        ({"seed": 2**63}, "bad_seed"),
+        ({"seed": -(2**63) - 1}, "bad_seed"),
+        ({"seed": 1.7}, "bad_seed"),
+        ({"seed": None}, "bad_seed"),
         ({"elapsed_hours": np.array([1.0])}, "bad_elapsed_hours"),
+        ({"elapsed_hours": [0.0, 1.0, np.inf, 0.0]}, "bad_elapsed_hours"),
+        ({"elapsed_hours": [0.0, 1.0, np.nan, 0.0]}, "bad_elapsed_hours"),
+        ({"elapsed_hours": ["0", "1", "2", "3"]}, "bad_elapsed_hours"),
         ({"outcomes": [Outcome("late", (1,), HORIZON_DAYS + 1)]}, "bad_outcome"),
         ({"stop_when_decided": True}, "bad_futures"),
     ):

@@ -162,6 +162,48 @@ def test_a_stay_without_a_discharge_ends_where_the_next_begins(
     assert found.filter(pl.col("start_time") == starts[1]).height
 
 
+@pytest.mark.parametrize("every", [None, timedelta(hours=3)])
+def test_a_course_ends_before_the_death_is_known(
+    directory: ModelDirectory, events: pl.DataFrame, every: timedelta | None
+) -> None:
+    whole = risk_course(directory, events, TASK, every=every)
+    subject = whole["subject_id"].unique(maintain_order=True)[3]
+    own = whole.filter(pl.col("subject_id") == subject)
+    known = own["time"][own.height // 2]
+    death = pl.DataFrame(
+        {"subject_id": subject, "time": known, "code": "MEDS_DEATH", "available_time": known}
+    ).cast({"time": pl.Datetime("us"), "available_time": pl.Datetime("us")})
+    # A death that becomes known twice, and earlier than other facts of the same moment.
+    later = death.with_columns(pl.col("time", "available_time") + timedelta(days=2))
+    found = risk_course(
+        directory, pl.concat([death, later, events], how="diagonal"), TASK, every=every
+    )
+    alive = whole.filter((pl.col("subject_id") != subject) | (pl.col("time") < known))
+    assert 0 < alive.filter(pl.col("subject_id") == subject).height < own.height
+    numbers = ["probability", "log_odds_change"]
+    assert found.drop(numbers).equals(alive.drop(numbers))
+    np.testing.assert_allclose(found["probability"], alive["probability"], rtol=1e-5)
+
+
+def test_a_course_of_any_frame_that_is_scored_is_the_same(
+    directory: ModelDirectory, events: pl.DataFrame
+) -> None:
+    subjects = events["subject_id"].unique().sort()[:4].to_list()
+    some = events.filter(pl.col("subject_id").is_in(subjects))
+    expected = risk_course(directory, some, TASK)
+    times = pl.col("time", "available_time")
+    for other in (
+        some.with_columns(times.cast(pl.Datetime("ns"))),
+        some.with_columns(times.cast(pl.Datetime("ms"))),
+        some.to_pandas(use_pyarrow_extension_array=True),  # plain pandas rounds the encounters
+        some.drop("signal_id", "text_value"),
+    ):
+        assert risk_course(directory, other, TASK).equals(expected)
+    untold = some.drop("available_time")
+    told = some.with_columns(available_time="time")
+    assert risk_course(directory, untold, TASK).equals(risk_course(directory, told, TASK))
+
+
 def test_no_patients_give_no_rows(directory: ModelDirectory, events: pl.DataFrame) -> None:
     empty = risk_course(directory, events.head(0), TASK)
     assert dict(empty.schema) == COLUMNS
@@ -190,8 +232,19 @@ def test_codes_that_the_model_never_met_give_no_risk(directory: ModelDirectory) 
 def test_what_can_not_be_asked_is_refused(
     directory: ModelDirectory, events: pl.DataFrame, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="bad_every"):
-        risk_course(directory, events, TASK, every=timedelta(0))
+    for every in (timedelta(0), 6):
+        with pytest.raises(InputError, match="bad_every"):
+            risk_course(directory, events, TASK, every=every)  # type: ignore[arg-type]
+    for subjects in (["a"], [1.5], "12", 3):
+        with pytest.raises(InputError, match="bad_subjects"):
+            risk_course(directory, events, TASK, subjects=subjects)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="bad_max_tokens"):
+        risk_course(directory, events, TASK, max_tokens=0)
+    with pytest.raises(InputError, match="missing_column"):
+        risk_course(directory, events.drop("code"), TASK)
+    zoned = events.with_columns(pl.col("time").dt.replace_time_zone("UTC"))
+    with pytest.raises(InputError, match="bad_time_type"):
+        risk_course(directory, zoned, TASK)
     with pytest.raises(ModelMismatch, match="task_not_trained"):
         risk_course(directory, events, "mortality_30d")
     with pytest.raises(InputError, match="no_events"):

@@ -6,11 +6,13 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tsfm.errors import InputError
 from tsfm.event_table import POLARS_EVENTS, sort_events
-from tsfm.tokens.event_tokens import tokenize_events
+from tsfm.tokens.event_tokens import TOKEN_FIELDS, tokenize_events
 from tsfm.tokens.value_scale import fit_value_scale
 from tsfm.tokens.vocabulary import fit_vocabulary
 
@@ -92,6 +94,43 @@ def test_a_value_of_an_unknown_unit_keeps_its_code_alone() -> None:
     assert VOCABULARY.codes[tokens.code[0]] == "A"
     assert np.isnan(tokens.value[0])
     assert tokens.counts.fallback == 1
+
+
+@pytest.mark.parametrize("unit", ["ms", "ns"])
+def test_times_in_any_unit_are_the_same_stream(unit: str) -> None:
+    events = make_events(
+        [(1, BIRTH, "MEDS_BIRTH", None, 0), (1, START, "A", 3.0, 5.0), (1, START, "B", None, 0)]
+    )
+    kind = pl.Datetime("ms" if unit == "ms" else "ns")
+    other = events.with_columns(pl.col("time", "available_time").cast(kind))
+    expected, found = (tokenize_events(e, VOCABULARY, SCALE) for e in (events, other))
+    for name in (*TOKEN_FIELDS, "birth_s"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_times_of_another_clock_are_refused() -> None:
+    events = make_events([(1, START, "A", 3.0, 5.0)])
+    zoned = pl.col("available_time").dt.replace_time_zone("Europe/Berlin")
+    for bad in (
+        events.with_columns(zoned),
+        events.with_columns(pl.col("time").dt.date()),
+        events.with_columns(pl.col("time").cast(pl.Int64)),
+        events.drop("available_time"),
+    ):
+        with pytest.raises(InputError, match="bad_time_type"):
+            tokenize_events(bad, VOCABULARY, SCALE)
+
+
+def test_a_fact_of_which_nobody_says_when_it_was_known_is_known_at_its_time() -> None:
+    later = START + timedelta(hours=1)
+    told = make_events([(1, START, "B", None, 0), (1, later, "A", 3.0, 0)])
+    untold = told.with_columns(
+        available_time=pl.when(pl.col("code") == "B").then(pl.col("available_time"))
+    )
+    expected, found = (tokenize_events(e, VOCABULARY, SCALE) for e in (told, untold))
+    assert [VOCABULARY.codes[i] for i in found.code] == ["B", "A"]
+    assert found.time_s.tolist() == expected.time_s.tolist()
+    assert found.lag_hours.tolist() == [0.0, 0.0]
 
 
 EVENT = st.tuples(

@@ -59,6 +59,26 @@ def test_every_event_is_counted_once(codes: list[str]) -> None:
     assert len(ids) == counts.exact + counts.fallback + counts.unknown == len(codes)
 
 
+def test_a_class_has_all_codes_that_fall_back_to_it() -> None:
+    codes = (
+        "UNK", "DIAGNOSIS", "DIAGNOSIS//ICD//10//E11", "DIAGNOSIS//ICD//10//E119",
+        "DIAGNOSIS//ICD//10//E1190", "DIAGNOSIS//ICD//10//E13", "DIAGNOSIS//ICD//9//E119",
+        "MEDICATION//ATC//C03", "MEDICATION//ATC//C03CA01", "MEDICATION//ATC//C04", "LAB//1",
+        "LAB//12", "HOSPITAL_ADMISSION", "HOSPITAL_ADMISSION//EMERGENCY",
+    )  # fmt: skip
+    vocabulary = Vocabulary(codes)
+
+    def below(name: str) -> list[str]:
+        return [codes[i].split("//")[-1] for i in vocabulary.ids_of_class(name)]
+
+    assert below("DIAGNOSIS//ICD//10//E11") == ["E11", "E119", "E1190"]
+    assert below("DIAGNOSIS//ICD//10//E119") == ["E119", "E1190"]
+    assert below("MEDICATION//ATC//C03") == ["C03", "C03CA01"]
+    assert below("LAB//1") == ["1"]  # of other codes a part is whole
+    assert below("HOSPITAL_ADMISSION") == ["HOSPITAL_ADMISSION", "EMERGENCY"]
+    assert below("HOSPITAL_") == []
+
+
 def test_it_is_read_back_as_written(vocabulary: Vocabulary, tmp_path: Path) -> None:
     vocabulary.save(tmp_path)
     assert Vocabulary.load(tmp_path).codes == vocabulary.codes

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import timedelta
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,22 @@ class AlarmPolicy:
     Attributes:
         threshold: Least risk that raises one.
         silence: After an alarm the stay raises none for this long.
+
+    Raises:
+        InputError: The threshold is no number, or the silence no time from 0.
     """
 
     threshold: float
     silence: timedelta = timedelta(hours=12)
+
+    def __post_init__(self) -> None:
+        """Refuse a policy that raises nothing or everything by mistake."""
+        counts = isinstance(self.threshold, Real) and not math.isnan(self.threshold)
+        if not counts or not _is_silence(self.silence):
+            raise InputError(
+                "the threshold is no number, or the silence no time from 0", code="bad_policy",
+                place="AlarmPolicy", remedy="Use for example 0.2 and timedelta(hours=12).",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,12 +139,13 @@ def choose_threshold(
 
     Raises:
         InputError: Not a positive budget or silence below zero, nothing watched or scored, columns
-            missing, stays that end before they start or stand twice.
+            missing or of another type, stays that end before they start or stand twice.
     """
+    course, stays = _on_one_clock(course, stays)
     watched = _watched(course, stays)
-    usable = math.isfinite(budget) and budget > 0
+    usable = isinstance(budget, Real) and math.isfinite(budget) and budget > 0
     n_most = int(budget * _stay_days(stays).sum() / 100 + 1e-9) if usable else 0
-    if not usable or silence < timedelta(0):
+    if not usable or not _is_silence(silence):
         raise InputError(
             "the budget is no positive number, or the silence is below zero", code="bad_budget",
             place="budget", remedy="Use for example 10 alarms per 100 patient-days.",
@@ -175,7 +189,7 @@ def raise_alarms(course: pl.DataFrame, stays: pl.DataFrame, policy: AlarmPolicy)
     Raises:
         InputError: See `choose_threshold`.
     """
-    watched = _watched(course, stays)
+    watched = _watched(*_on_one_clock(course, stays))
     return _raise(watched, policy.threshold, policy.silence).drop("_stay")
 
 
@@ -199,8 +213,14 @@ def report_alarms(
         seed: Of the draws.
 
     Raises:
-        InputError: See `choose_threshold`.
+        InputError: See `choose_threshold`; or the horizon is no time above 0.
     """
+    if horizon is not None and not (isinstance(horizon, timedelta) and horizon > timedelta(0)):
+        raise InputError(
+            "the horizon is no time above 0", code="bad_horizon", place="horizon",
+            remedy="Use for example timedelta(days=2).",
+        )  # fmt: skip
+    course, stays = _on_one_clock(course, stays)
     lead = pl.col(EVENT) - pl.col(schema.TIME)
     is_true = pl.col(EVENT).is_not_null()
     if horizon is not None:
@@ -250,18 +270,56 @@ def _quantile(q: float) -> Any:
     return lambda y, p: float(np.quantile(p, q)) if len(p) else float("nan")
 
 
+def _is_silence(silence: Any) -> bool:
+    return isinstance(silence, timedelta) and silence >= timedelta(0)
+
+
+def _on_one_clock(course: pl.DataFrame, stays: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Both frames with int64 subjects and naive times in microseconds, all that they need in them.
+
+    Raises:
+        InputError: No polars frame, or a column is missing or of another type.
+    """
+    return (
+        _read(course, (schema.TIME, "probability"), "course"),
+        _read(stays, (END, EVENT), "stays"),
+    )
+
+
+def _read(frame: pl.DataFrame, more: tuple[str, ...], place: str) -> pl.DataFrame:
+    wanted = [*STAY, *more]
+    if not isinstance(frame, pl.DataFrame):
+        raise InputError(
+            f"{place} is a {type(frame).__name__}", code="unknown_frame", place=place,
+            remedy="Give a polars frame.",
+        )  # fmt: skip
+    absent = [name for name in wanted if name not in frame.columns]
+    if absent:
+        raise InputError(
+            f"the frame lacks {', '.join(absent)}", code="missing_column", place=place,
+            remedy=f"It needs {', '.join(wanted)}.",
+        )  # fmt: skip
+    for name in wanted:
+        kind = frame.schema[name]
+        if name == schema.SUBJECT_ID:
+            fits, cast = kind.is_integer(), pl.Int64()
+        elif name == "probability":
+            # What is a float stays it: a threshold is compared in the precision of the risks.
+            fits, cast = kind.is_numeric(), kind if kind.is_float() else pl.Float64()
+        else:
+            fits = isinstance(kind, pl.Datetime) and kind.time_zone is None
+            cast = pl.Datetime("us")
+        if not fits and kind != pl.Null:
+            raise InputError(
+                f"column '{name}' is {kind}", code="bad_column_type", place=place,
+                remedy="Give integer subjects, numbers, and date-times of one clock without zones.",
+            )  # fmt: skip
+        frame = frame.with_columns(pl.col(name).cast(cast))
+    return frame
+
+
 def _watched(course: pl.DataFrame, stays: pl.DataFrame) -> pl.DataFrame:
     """Scored moments of the stays while they are watched, ordered by stay and time."""
-    for frame, wanted, place in (
-        (course, [*STAY, schema.TIME, "probability"], "course"),
-        (stays, [*STAY, END, EVENT], "stays"),
-    ):
-        absent = [name for name in wanted if name not in frame.columns]
-        if absent:
-            raise InputError(
-                f"the frame lacks {', '.join(absent)}", code="missing_column", place=place,
-                remedy=f"It needs {', '.join(wanted)}.",
-            )  # fmt: skip
     ill = stays.select(STAY).is_duplicated().any() or (_stay_days(stays) < 0).any()
     if ill or stays[END].null_count():
         raise InputError(
@@ -298,6 +356,10 @@ def _stay_days(stays: pl.DataFrame) -> NDArray[np.float64]:
 def _raise(watched: pl.DataFrame, threshold: float, silence: timedelta) -> pl.DataFrame:
     """Moments of alarms: from each alarm the next one is looked for behind its silence."""
     above = watched.filter(pl.col("probability") >= threshold)
+    # A silence longer than all that is watched is as good as one that reaches beyond the calendar.
+    times = above[schema.TIME].cast(pl.Int64)
+    whole_us = int(np.ptp(times.to_numpy())) if len(times) else 0
+    silence = min(silence, timedelta(microseconds=whole_us + 1))
     later = above.select("_stay", schema.TIME).with_row_index("_row")
     behind = (
         above.select("_stay", pl.col(schema.TIME) + silence)

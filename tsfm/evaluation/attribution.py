@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from tsfm import schema
 from tsfm.batches.batch import Batch
+from tsfm.evaluation.given_records import check_max_tokens
 from tsfm.evaluation.known_past import KnownPast
 from tsfm.evaluation.occlusion import TREND_FIELDS, hidden_without_each
 from tsfm.models.checkpoint import ModelDirectory
@@ -80,7 +82,7 @@ class Attribution:
 
 def occlude(
     directory: ModelDirectory,
-    events: pl.DataFrame,
+    events: Any,
     task_name: str,
     prediction_time: datetime,
     *,
@@ -93,16 +95,19 @@ def occlude(
 
     Args:
         directory: Loaded model, fine-tuned for the task.
-        events: All events of one subject, columns of `schema.EVENTS`.
+        events: All events of one subject, a data frame of polars, pandas or pyarrow with columns of
+            `schema.EVENTS`; those that are missing are taken as `EventWriter.add` takes them.
         task_name: The question.
-        prediction_time: Last moment of knowledge, inclusive.
+        prediction_time: Last moment of knowledge, inclusive; without a zone.
         signals: Vectors of the waveforms that the events point to.
         max_tokens: Tokens read at once, but for a single record that is longer.
 
     Raises:
-        InputError: Not one subject, or nothing known of it by then.
+        InputError: Not one subject, nothing known of it by then, or no code that the model knows; a
+            frame, a moment or a limit that can't be read.
         ModelMismatch: The model was not fine-tuned for the task.
     """
+    check_max_tokens(max_tokens)
     past = KnownPast.create(directory, events, task_name, prediction_time, signals)
     with torch.no_grad():
         hidden = directory.model(past.batch)[-2:]
@@ -117,7 +122,7 @@ def occlude(
 
 def integrate_gradients(
     directory: ModelDirectory,
-    events: pl.DataFrame,
+    events: Any,
     task_name: str,
     prediction_time: datetime,
     *,
@@ -132,18 +137,21 @@ def integrate_gradients(
 
     Args:
         directory: Loaded model, fine-tuned for the task.
-        events: All events of one subject, columns of `schema.EVENTS`.
+        events: All events of one subject, a data frame of polars, pandas or pyarrow with columns of
+            `schema.EVENTS`; those that are missing are taken as `EventWriter.add` takes them.
         task_name: The question.
-        prediction_time: Last moment of knowledge, inclusive.
+        prediction_time: Last moment of knowledge, inclusive; without a zone.
         signals: Vectors of the waveforms that the events point to.
         tolerance: Share of the distance that the effects may leave.
         most_nodes: Nodes at which to stop all the same; `residual` says what is left then.
         max_tokens: Tokens read at once, but for a single record that is longer.
 
     Raises:
-        InputError: Not one subject, or nothing known of it by then.
+        InputError: Not one subject, nothing known of it by then, or no code that the model knows; a
+            frame, a moment or a limit that can't be read.
         ModelMismatch: The model was not fine-tuned for the task.
     """
+    check_max_tokens(max_tokens)
     past = KnownPast.create(directory, events, task_name, prediction_time, signals)
     with torch.no_grad():
         there = directory.model.embedding(past.batch)

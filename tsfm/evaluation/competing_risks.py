@@ -9,6 +9,7 @@ a day counts as at risk on it. It takes censoring to be independent of the risk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -89,8 +90,16 @@ def observed_incidence(outcome: ArrayLike, days: ArrayLike, horizon: float) -> I
     Args:
         outcome: As for `cumulative_incidence`, (n,).
         days: Days, (n,).
-        horizon: Days.
+        horizon: Days, from 0.
+
+    Raises:
+        InputError: As `cumulative_incidence`, or the horizon is below 0 or no number.
     """
+    if not (isinstance(horizon, Real) and horizon >= 0):
+        raise InputError(
+            "the horizon is below 0 or no number", code="bad_horizon", place="horizon",
+            remedy="Give days from 0.",
+        )  # fmt: skip
     curve = cumulative_incidence(outcome, days)
     when = np.asarray(days, dtype=np.float64)
     step = int(np.searchsorted(curve.days, horizon, side="right")) - 1

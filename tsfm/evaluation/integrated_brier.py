@@ -35,11 +35,12 @@ def brier_curve(
         outcome: `event`, `competing`, `censored` or `none` (both: nothing happened by then), (n,).
         days: Days to the outcome or the last knowledge, (n,).
         predicted: Probability that the cause has come first by each day, inclusive, (n, k).
-        at_days: Days, ascending from above 0, (k,).
+        at_days: Days, ascending from above 0, finite, (k,).
         cause: `event` or `competing`: whose probability it is.
 
     Raises:
-        InputError: Unknown words, days that are negative or do not ascend, or unequal shapes.
+        InputError: Unknown words, days that are negative, not finite or do not ascend, or unequal
+            shapes.
     """
     what, when, chances, moments = _checked(outcome, days, predicted, at_days, cause)
     happened = np.isin(what, ("event", "competing"))
@@ -72,7 +73,8 @@ def integrated_brier(
 ) -> float:
     """Mean Brier score from day 0 to the last of the days, by trapezoids between them.
 
-    At day 0 nothing has happened and the score is zero. NaN if watching ends before the last day.
+    The score of day 0 is taken as zero, as if nothing could have happened by then; an event on day
+    0 itself counts from the first of the days on. NaN if watching ends before the last day.
 
     Args:
         outcome: As for `brier_curve`, (n,).
@@ -118,12 +120,13 @@ def _checked(
             code="bad_outcome", place="integrated_brier",
             remedy="Pass the eligible rows of a cohort, and 'event' or 'competing' as the cause.",
         )  # fmt: skip
-    ascends = moments.ndim == 1 and bool((np.diff(moments, prepend=0.0) > 0).all())
+    finite = moments.ndim == 1 and bool(np.isfinite(moments).all())
+    ascends = finite and bool((np.diff(moments, prepend=0.0) > 0).all())
     if not ascends or chances.shape != (len(when), len(moments)):
         raise InputError(
             f"predictions {chances.shape} are not a row a stay and a column an ascending day",
             code="bad_prediction", place="integrated_brier",
-            remedy="Pass days that ascend from above 0, and the probabilities at them.",
+            remedy="Pass finite days that ascend from above 0, and the probabilities at them.",
         )  # fmt: skip
     if not ((chances >= 0) & (chances <= 1)).all():
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,14 +13,17 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tsfm import clock
 from tsfm.batches.batch import SECONDS_PER_HOUR, Batch, make_batch
 from tsfm.errors import InputError
+from tsfm.evaluation.given_records import moment_us, read_records
+from tsfm.evaluation.recalibration import Recalibration
 from tsfm.models.checkpoint import ModelDirectory
+from tsfm.models.timeline_backbone import HybridBackbone
 from tsfm.tasks.cohorts import Task
 from tsfm.tasks.registry import task_named
 from tsfm.tokens.event_tokens import SubjectTokens, order_of_knowing
 from tsfm.tokens.signal_vectors import SignalVectors
+from tsfm.tokens.vocabulary import UNKNOWN_ID
 
 _EDGE = 1e-9  # as in `calibration.logit`
 
@@ -45,8 +49,21 @@ def calibrated_log_odds(
     incidence = head.cumulative_incidence(head(hidden, elapsed_hours), task.horizon_days).double()
     raw = incidence[:, 0] if task.positive == "event" else 1 - incidence.sum(-1)
     raw = raw.clamp(_EDGE, 1 - _EDGE)
-    stored = directory.calibration.get(task.name, {"slope": 1.0, "offset": 0.0})
-    return stored["slope"] * (torch.log(raw) - torch.log1p(-raw)) + stored["offset"]
+    found = Recalibration.from_dict(directory.calibration.get(task.name, {}))
+    if found.knots:
+        raw = _interpolated(raw, found).clamp(_EDGE, 1 - _EDGE)
+    return found.slope * (torch.log(raw) - torch.log1p(-raw)) + found.offset
+
+
+def _interpolated(p: Float[Tensor, " point"], found: Recalibration) -> Float[Tensor, " point"]:
+    """`Recalibration.apply` of an isotonic map, with the gradients of its straight pieces."""
+    knots, levels = (torch.tensor(x, dtype=p.dtype) for x in (found.knots, found.levels))
+    if len(knots) == 1:
+        return levels.expand(p.shape) + 0 * p
+    right = torch.searchsorted(knots, p.detach(), right=True).clamp(1, len(knots) - 1)
+    low, high = knots[right - 1], knots[right]
+    along = ((p - low) / (high - low)).clamp(0, 1)
+    return levels[right - 1] + along * (levels[right] - levels[right - 1])
 
 
 @dataclass(frozen=True)
@@ -75,14 +92,21 @@ class KnownPast:
     def create(
         cls,
         directory: ModelDirectory,
-        events: pl.DataFrame,
+        events: Any,
         task_name: str,
         moment: datetime,
         signals: SignalVectors | None = None,
     ) -> KnownPast:
-        """Read whole events of one subject up to a moment; see `attribution.occlude`."""
+        """Read whole events of one subject up to a moment; see `attribution.occlude`.
+
+        Raises:
+            InputError: See `attribution.occlude`.
+            ModelMismatch: The model was not fine-tuned for the task.
+        """
         task = task_named(task_name)
         directory.model.task_head(task.name)
+        at_s = moment_us(moment) / 1e6
+        events = read_records(events)
         stream = order_of_knowing(events)
         tokens = directory.tokenize(events, signals=signals)
         if len(tokens.subject_id) != 1:
@@ -90,12 +114,16 @@ class KnownPast:
                 f"events of {len(tokens.subject_id)} subjects, not of one",
                 code="not_one_subject", place="events", remedy="Filter the events by subject_id.",
             )  # fmt: skip
-        at_s = clock.to_us(moment) / 1e6
         n = int(np.searchsorted(tokens.time_s, at_s, side="right"))
         if n == 0:
             raise InputError(
                 "nothing is known of the subject by then", code="no_events",
                 place="prediction_time", remedy="Ask at a moment after the first event.",
+            )  # fmt: skip
+        if not (tokens.code[:n] != UNKNOWN_ID).any():
+            raise InputError(
+                "of all that is known by then the model knows no code", code="no_known_code",
+                place="events", remedy="Ask about subjects whose codes the model was trained on.",
             )  # fmt: skip
         elapsed = np.maximum(at_s - tokens.time_s[:n], 0.0) / SECONDS_PER_HOUR
         return cls(
@@ -123,7 +151,11 @@ class KnownPast:
         """Hidden state at the end of several versions of the record's embeddings."""
         model, gap = self.directory.model, self.batch.gap_hours.repeat(n_copies)
         borders = torch.arange(n_copies + 1) * self.n
-        return model.backbone(model.memory(x, gap, borders), gap, borders)[borders[1:] - 1]
+        times = {}
+        if isinstance(model.backbone, HybridBackbone):
+            times["seconds"] = self.batch.time_s.repeat(n_copies)
+        x = model.memory(x, gap, borders)
+        return model.backbone(x, gap, borders, **times)[borders[1:] - 1]
 
 
 def pack_tokens(

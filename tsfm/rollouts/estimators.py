@@ -10,7 +10,7 @@ what it had gathered by then, so such a risk is a lower bound; how many there ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import polars as pl
@@ -31,11 +31,11 @@ METHODS = (MONTE_CARLO, SCOPE, REACH)
 def estimate_risks(
     source: ModelDirectory | FutureSource,
     batch: Batch,
-    outcomes: Sequence[Outcome],
+    outcomes: Iterable[Outcome],
     *,
     n_futures: int,
     seed: int,
-    methods: Sequence[str] = METHODS,
+    methods: Iterable[str] = METHODS,
     elapsed_hours: NDArray[np.float64] | None = None,
     max_tokens: int = 4096,
     max_rows: int = 1024,
@@ -59,12 +59,17 @@ def estimate_risks(
     Raises:
         InputError: An unknown method, two outcomes of one name, or what `sample_futures` refuses.
     """
+    if isinstance(source, ModelDirectory):
+        source = FutureSource.of(source)
+    outcomes, methods = tuple(outcomes), tuple(methods)
     names = {outcome.name for outcome in outcomes}
     if not outcomes or len(names) < len(outcomes) or not methods or set(methods) - set(METHODS):
         raise InputError(
             "outcomes need different names, and methods must be known", code="bad_estimate",
             place="estimate_risks", remedy=f"Use methods of {', '.join(METHODS)}.",
         )  # fmt: skip
+    for outcome in outcomes:
+        outcome.check(source.stepper.n_codes)
 
     def futures(asked: Sequence[Outcome], kept_from: Outcome | None = None) -> Futures:
         return sample_futures(
@@ -86,6 +91,10 @@ def estimate_risks(
 
 def risks_of(futures: Futures, method: str) -> pl.DataFrame:
     """Read an estimate off futures.
+
+    A subject who is dead already has the risk 0, without an error. Else an error of 0 says that all
+    futures agree, not that the risk is known: if none of n met the outcome, Monte Carlo says 0, and
+    a risk of up to 1 - 0.05 ** (1 / n), about 3 / n, is still compatible with that at 95 %.
 
     Args:
         futures: Ordinary ones for Monte Carlo and SCOPE, for REACH those kept from the outcome.

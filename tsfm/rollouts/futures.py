@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from tsfm import schema
 from tsfm.batches.batch import Batch
+from tsfm.clock import HOUR_US
 from tsfm.rollouts.outcomes import OutcomeTally
 from tsfm.tokens.value_scale import ValueScale
 from tsfm.tokens.vocabulary import Vocabulary
 
 HORIZON, DIED, DECIDED, UNFINISHED = 1, 2, 3, 4
-"""How a future ends: nothing more within the horizon; death; nothing left to ask; cut off."""
+"""How a future ends: nothing more within the horizon; death, sampled or in the past; nothing left
+to ask; cut off."""
 ENDINGS = {HORIZON: "horizon", DIED: "died", DECIDED: "decided", UNFINISHED: "unfinished"}
 _US_PER_SECOND = 1e6
 
@@ -102,17 +104,21 @@ class Futures:
         """The kept tokens as events, values in the codes' own units.
 
         Returns:
-            Columns subject_id, future, time, code, numeric_value.
+            Columns subject_id, future, time, available_time, code, numeric_value; in the order of
+            `available_time`, when each becomes known. It is true at its `time`, which is the lag
+            that the model was shown earlier, and so may lie before the prediction.
         """
         tokens = self.tokens
         names = np.array(vocabulary.codes, object)
         value = scale.invert(tokens.code.astype(np.int32), tokens.value)
-        micros = np.round(tokens.time_s * _US_PER_SECOND).astype(np.int64)
+        known = np.round(tokens.time_s * _US_PER_SECOND).astype(np.int64)
+        lag = np.round(tokens.lag_hours.astype(np.float64) * HOUR_US).astype(np.int64)
         return pl.DataFrame(
             {
                 schema.SUBJECT_ID: self.subject_id[tokens.future],
                 "future": self.number[tokens.future],
-                schema.TIME: pl.Series(micros).cast(pl.Datetime("us")),
+                schema.TIME: pl.Series(known - lag).cast(pl.Datetime("us")),
+                schema.AVAILABLE_TIME: pl.Series(known).cast(pl.Datetime("us")),
                 schema.CODE: pl.Series(names[tokens.code].tolist(), dtype=pl.String),
                 schema.NUMERIC_VALUE: pl.Series(value, dtype=pl.Float32).fill_nan(None),
             }

@@ -20,8 +20,10 @@ Carlo with the coin of every step taken out, and varies less for every patient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -62,11 +64,18 @@ class Outcome:
     ) -> Outcome:
         """An outcome of codes and all that is below them, such as `HOSPITAL_ADMISSION`.
 
+        Below an ICD or ATC code are also the longer ones that begin with it: `E119` is an `E11`.
+
         Raises:
-            InputError: The vocabulary has no such code.
+            InputError: The vocabulary has no such code, or a string stands for a list of them.
         """
         ids: list[tuple[int, ...]] = []
         for wanted in (classes, competing):
+            if isinstance(wanted, str):
+                raise InputError(
+                    "codes are a string, not a list of strings", code="bad_outcome", place=name,
+                    remedy='Give for example ["HOSPITAL_ADMISSION"].',
+                )  # fmt: skip
             found = {name: vocabulary.ids_of_class(name) for name in wanted}
             absent = [name for name, below in found.items() if not below]
             if absent:
@@ -77,27 +86,34 @@ class Outcome:
             ids.append(tuple(sorted({i for below in found.values() for i in below})))
         return cls(name, ids[0], horizon_days, ids[1])
 
-    def check(self, n_codes: int, horizon_days: float) -> None:
-        """Check against a model and the horizon of its futures.
+    def check(self, n_codes: int, horizon_days: float | None = None) -> None:
+        """Check against a model and, if it is given, the horizon of its futures.
 
         Raises:
             InputError: The outcome cannot be asked for.
         """
-        ids = {*self.codes, *self.competing}
         problem = None
-        if not self.codes:
+        if not (_are_ids(self.codes) and _are_ids(self.competing)):
+            problem = "has token ids that are no whole numbers"
+        elif not len(self.codes):
             problem = "has no codes"
-        elif min(ids) < 0 or max(ids) >= n_codes:
+        elif any(not 0 <= one < n_codes for one in (*self.codes, *self.competing)):
             problem = f"has token ids outside the {n_codes} of the vocabulary"
         elif set(self.codes) & set(self.competing):
             problem = "competes with itself"
-        elif not 0 < self.horizon_days <= horizon_days:
-            problem = f"needs a horizon above 0 and up to the futures' {horizon_days} days"
+        elif not (isinstance(self.horizon_days, Real) and 0 < self.horizon_days < math.inf):
+            problem = "needs a finite horizon above 0 days"
+        elif horizon_days is not None and self.horizon_days > horizon_days:
+            problem = f"needs a horizon up to the futures' {horizon_days} days"
         if problem is not None:
             raise InputError(
                 f"the outcome {problem}", code="bad_outcome", place=self.name,
                 remedy="Give ids of the vocabulary, two separate sets and a horizon in days.",
             )  # fmt: skip
+
+
+def _are_ids(ids: object) -> bool:
+    return isinstance(ids, Collection) and all(isinstance(one, Integral) for one in ids)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ number of futures, nor with the length of the pasts.
 A token has a wait, a code and, where the code carries one, a value. The wait comes first: if the
 next token would stand beyond the horizon, the future is over. A future also ends at death, and at a
 number of tokens. What that limit cuts off is unfinished: it stays in every count, named as what it
-is.
+is. Of a subject whose death is in the past nothing is sampled: all its futures have ended as deaths
+that are no outcome any more, so that one of them in a batch stops nobody else's.
 
 ETHOS-ARES (arXiv 2502.06124), whose way of asking questions this is, reads the whole timeline again
 for every token, one patient at a time.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,7 +77,7 @@ class FutureSource:
     Attributes:
         stepper: Model of timelines.
         scale: Scales of its vocabulary's values.
-        death: Token ids after which nothing comes.
+        death: Token ids after which nothing comes, known or sampled.
     """
 
     stepper: Stepper
@@ -137,14 +139,15 @@ def sample_futures(
     """Sample futures of every subject of a batch.
 
     A subject's futures depend on the model, its own past, the seed, its id and their numbers; not
-    on who else is in the batch, nor on `max_rows`.
+    on who else is in the batch, nor on `max_rows`. One who is dead already has futures of no token
+    that end as `DIED`, and no outcome comes in them.
 
     Args:
         source: Loaded model directory, or what else futures can be sampled from.
         batch: Packed histories, each up to the moment of prediction.
         n_futures: Futures a subject.
         horizon_days: Where they end at the latest, from the moment of prediction.
-        seed: Of the random streams.
+        seed: Of the random streams, an integer of 64 bits with a sign.
         outcomes: What to tally on the way.
         elapsed_hours: (S,) hours from each subject's last token to the moment of prediction, in
             which nothing came; None: the last token is that moment.
@@ -162,15 +165,19 @@ def sample_futures(
     """
     if isinstance(source, ModelDirectory):
         source = FutureSource.of(source)
+    outcomes = tuple(outcomes)
     if kept_from is not None:
-        outcomes, horizon_days, stop_when_decided = [kept_from], kept_from.horizon_days, True
+        outcomes, horizon_days, stop_when_decided = (kept_from,), kept_from.horizon_days, True
     stepper = source.stepper
     nothing_to_decide = stop_when_decided and not outcomes
     _check(source, batch, horizon_days, nothing_to_decide, n_futures, max_tokens, max_rows)
+    _check_seed(seed)
     for outcome in outcomes:
         outcome.check(stepper.n_codes, horizon_days)
     n_subjects, n_total = batch.n_subjects, batch.n_subjects * n_futures
-    n_rows = min(max_rows, n_total)
+    dead = np.repeat(_is_dead(batch, source.death), n_futures)
+    waiting = np.flatnonzero(~dead)
+    n_rows = min(max_rows, len(waiting))
     hidden, state = stepper.prefill(batch, n_subjects + n_rows)
     steps = EventSteps.create(batch, source.scale, n_rows)
     past = steps.histories
@@ -179,10 +186,11 @@ def sample_futures(
     tally = OutcomeTally.create(outcomes, n_total, stepper.n_codes)
     member = torch.from_numpy(tally.member.astype(np.float32)).to(hidden.device)
     is_death = np.isin(np.arange(stepper.n_codes), source.death)
-    ending, n_tokens = np.zeros(n_total, np.int8), np.zeros(n_total, np.int64)
+    tally.undecided[dead] = False
+    ending, n_tokens = np.where(dead, DIED, 0).astype(np.int8), np.zeros(n_total, np.int64)
     streams = np.zeros((n_rows, _STEPS_AT_ONCE, PER_STEP))
     kept: list[FutureTokens] = []
-    rows = _begin(0, np.arange(n_rows), n_futures, steps, hidden)
+    rows = _begin(waiting[:n_rows], np.arange(n_rows), n_futures, steps, hidden)
     n_begun = n_rows
     while len(rows):
         u = _uniforms(streams, rows, past.subject_id, n_futures, seed)
@@ -222,10 +230,11 @@ def sample_futures(
             rows = _step(stepper, state, rows, tokens, n_subjects)
             if over.any():
                 rows = rows.of(over == 0)
-        n_next = min(n_rows - len(rows), n_total - n_begun)
-        if n_next and (n_next * _LEAST_REFILL >= n_rows or n_next == n_total - n_begun):
+        n_next = min(n_rows - len(rows), len(waiting) - n_begun)
+        if n_next and (n_next * _LEAST_REFILL >= n_rows or n_next == len(waiting) - n_begun):
             free = np.setdiff1d(np.arange(n_rows), rows.slot)[:n_next]
-            rows = rows.and_also(_begin(n_begun, free, n_futures, steps, hidden))
+            begins = waiting[n_begun : n_begun + n_next]
+            rows = rows.and_also(_begin(begins, free, n_futures, steps, hidden))
             n_begun += n_next
     return Futures(
         subject_id=np.repeat(past.subject_id, n_futures),
@@ -238,11 +247,20 @@ def sample_futures(
     )
 
 
+def _is_dead(batch: Batch, death: tuple[int, ...]) -> NDArray[np.bool_]:
+    """(S,) whether the death of each subject is in its past."""
+    known = np.concatenate([[0], np.cumsum(np.isin(batch.code.numpy(), death))])
+    return np.diff(known[batch.cu_seqlens.numpy()]) > 0
+
+
 def _begin(
-    first: int, slots: NDArray[np.int64], n_futures: int, steps: EventSteps, hidden: Tensor
+    future: NDArray[np.int64],
+    slots: NDArray[np.int64],
+    n_futures: int,
+    steps: EventSteps,
+    hidden: Tensor,
 ) -> _Rows:
-    """Rows of the next futures that wait, each at its subject's last token."""
-    future = np.arange(first, first + len(slots))
+    """Rows of some futures, each at its subject's last token."""
     subject = future // n_futures
     for slot, own in zip(slots.tolist(), subject.tolist(), strict=True):
         steps.start(slot, own)
@@ -286,13 +304,14 @@ def _uniforms(
 def _elapsed(hours: NDArray[np.float64] | None, n_subjects: int) -> NDArray[np.float64]:
     if hours is None:
         return np.zeros(n_subjects)
-    given = np.asarray(hours, np.float64)
-    if given.shape != (n_subjects,) or not bool((given >= 0).all()):
+    given = np.asarray(hours)
+    fits = given.shape == (n_subjects,) and given.dtype.kind in "iuf"
+    if not fits or not bool((np.isfinite(given) & (given >= 0)).all()):
         raise InputError(
-            f"elapsed hours are not {n_subjects} numbers from 0", code="bad_elapsed_hours",
+            f"elapsed hours are not {n_subjects} finite numbers from 0", code="bad_elapsed_hours",
             place="elapsed_hours", remedy="Give the hours since each subject's last token.",
         )  # fmt: skip
-    return given
+    return given.astype(np.float64)
 
 
 def _check(
@@ -309,9 +328,19 @@ def _check(
             "a subject has no tokens", code="empty_history", place="batch",
             remedy="Leave out subjects of whom nothing is known.",
         )  # fmt: skip
-    if not 0 < horizon_days < float("inf") or min(counts) < 1 or nothing_to_decide:
+    lasts = isinstance(horizon_days, Real) and 0 < horizon_days < float("inf")
+    counted = all(isinstance(count, Integral) and count >= 1 for count in counts)
+    if not lasts or not counted or nothing_to_decide:
         raise InputError(
             "horizon and counts must be above 0, and there must be an outcome to stop for",
             code="bad_futures", place="sample_futures",
             remedy="Give n_futures, max_tokens and max_rows from 1, and a horizon in days.",
+        )  # fmt: skip
+
+
+def _check_seed(seed: int) -> None:
+    if not (isinstance(seed, Integral) and -(2**63) <= seed < 2**63):
+        raise InputError(
+            "the seed is no whole number of 64 bits", code="bad_seed", place="seed",
+            remedy="Use a number from -2**63 to 2**63 - 1.",
         )  # fmt: skip

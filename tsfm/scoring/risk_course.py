@@ -8,13 +8,16 @@ several events that became known at once, only after the last of them is the mom
 A task's head and its calibration are fitted at the task's own prediction time (a discharge, a day
 after admission). At other moments of a stay the course shows direction and news; how well its level
 is calibrated there is to be measured, not assumed.
+
+A course ends before the moment at which the patient's death is known: of the dead nothing is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +26,16 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from tsfm import event_table, schema
+from tsfm import codes, event_table, schema
 from tsfm.batches.batch import SECONDS_PER_HOUR, Batch
 from tsfm.batches.dataset import batches_of
 from tsfm.errors import InputError
+from tsfm.evaluation.given_records import check_max_tokens, read_records
 from tsfm.evaluation.known_past import calibrated_log_odds
 from tsfm.models.checkpoint import ModelDirectory
 from tsfm.tasks.cohorts import Task
 from tsfm.tasks.registry import task_named
-from tsfm.tasks.stays import hospital_stays, merge_stays
+from tsfm.tasks.stays import hospital_stays, in_class, merge_stays
 from tsfm.tokens.event_tokens import order_of_knowing
 from tsfm.tokens.signal_vectors import SignalVectors, vectors_of
 
@@ -53,22 +57,24 @@ COLUMNS = {
 
 def risk_course(
     directory: ModelDirectory,
-    events: pl.DataFrame | str | Path,
+    events: Any,
     task: str,
     *,
-    subjects: Sequence[int] | None = None,
+    subjects: Iterable[int] | None = None,
     every: timedelta | None = None,
     signals: SignalVectors | None = None,
     max_tokens: int = 16_384,
 ) -> pl.DataFrame:
     """Course of the calibrated risk over every hospital stay.
 
-    Stays that touch, or meet on one day, are one. An open stay ends with what is known last.
+    Stays that touch, or meet on one day, are one. An open stay ends with what is known last, and
+    every stay before the patient's death is known.
 
     Args:
         directory: Loaded model, fine-tuned for the task.
-        events: Whole records of some subjects, columns of `schema.EVENTS`, or the root of an event
-            table.
+        events: Root of an event table, or whole records of some subjects: a data frame of polars,
+            pandas or pyarrow with columns of `schema.EVENTS`; those that are missing are taken as
+            `EventWriter.add` takes them.
         task: Name of the task.
         subjects: Only these; by default all.
         every: Ask at regular moments of a stay, from its start on, instead of after each event.
@@ -83,23 +89,26 @@ def risk_course(
         model has been seen yet); log_odds_change since the row before, null in a stay's first row.
 
     Raises:
-        InputError: `every` is not positive, or a task without one event in time.
+        InputError: `every` is not positive, `subjects` or `max_tokens` are no whole numbers, a
+            frame that can't be read, or a task without one event in time.
         ModelMismatch: The model was not fine-tuned for the task.
     """
     asked = task_named(task)
     directory.model.task_head(asked.name)
-    if every is not None and every <= timedelta(0):
+    check_max_tokens(max_tokens)
+    if every is not None and not (isinstance(every, timedelta) and every > timedelta(0)):
         raise InputError(
             "the time between two moments is not positive", code="bad_every", place="every",
             remedy="Use for example timedelta(hours=6).",
         )  # fmt: skip
-    if signals is None and not isinstance(events, pl.DataFrame):
+    ids = None if subjects is None else _ids(subjects)
+    if signals is None and isinstance(events, str | Path):
         signals = vectors_of(events)
     found = [pl.DataFrame(schema=COLUMNS)]
     for part in _parts(events):
         wanted = part
-        if subjects is not None:
-            wanted = part.filter(pl.col(schema.SUBJECT_ID).is_in(list(subjects)))
+        if ids is not None:
+            wanted = part.filter(pl.col(schema.SUBJECT_ID).is_in(ids))
         if wanted.height:
             found += _courses(directory, wanted, asked, every, max_tokens, signals)
     return pl.concat(found).sort(schema.SUBJECT_ID, START, schema.TIME, maintain_order=True)
@@ -124,11 +133,21 @@ class _Moments:
     settled: NDArray[np.int64]
 
 
-def _parts(events: pl.DataFrame | str | Path) -> Iterator[pl.DataFrame]:
-    if isinstance(events, pl.DataFrame):
-        yield events
-    else:
+def _ids(subjects: Iterable[int]) -> list[int]:
+    try:
+        return [index(subject) for subject in subjects]
+    except TypeError:
+        raise InputError(
+            "subjects are no whole numbers", code="bad_subjects", place="subjects",
+            remedy="Give a list of subject_id.",
+        ) from None  # fmt: skip
+
+
+def _parts(events: Any) -> Iterator[pl.DataFrame]:
+    if isinstance(events, str | Path):
         yield from event_table.scan_events(events)
+    else:
+        yield read_records(events)
 
 
 def _courses(
@@ -146,8 +165,9 @@ def _courses(
     owners = stays[schema.SUBJECT_ID].unique()
     events = events.filter(pl.col(schema.SUBJECT_ID).is_in(owners.implode()))
     stream = order_of_knowing(events)
+    stays = _alive(stays, stream)
     tokens = directory.tokenize(events, signals=signals)
-    stream_us, codes = stream["_stream_us"].to_numpy(), stream[schema.CODE]
+    stream_us, names = stream["_stream_us"].to_numpy(), stream[schema.CODE]
     step_us = None if every is None else every // timedelta(microseconds=1)
     courses: list[pl.DataFrame] = []
     offset = 0
@@ -155,10 +175,22 @@ def _courses(
         own_us = stream_us[offset : offset + batch.n_tokens]
         moments = _moments(batch, own_us, stays, step_us)
         log_odds = _read(directory, task, batch, moments, own_us)
-        code = codes[offset : offset + batch.n_tokens]
+        code = names[offset : offset + batch.n_tokens]
         courses.append(_rows(moments, log_odds, code, stays))
         offset += batch.n_tokens
     return courses
+
+
+def _alive(stays: pl.DataFrame, stream: pl.DataFrame) -> pl.DataFrame:
+    """The stays, each ending before the first moment at which its subject is known to be dead."""
+    known_us = pl.col("_stream_us").min().alias("_death_us")
+    deaths = stream.filter(in_class(codes.DEATH)).group_by(schema.SUBJECT_ID).agg(known_us)
+    before = (pl.col("_death_us") - 1).cast(pl.Datetime("us"))
+    return (
+        stays.join(deaths, on=schema.SUBJECT_ID, how="left", maintain_order="left")
+        .with_columns(pl.min_horizontal("end_time", before))
+        .drop("_death_us")
+    )
 
 
 def _moments(

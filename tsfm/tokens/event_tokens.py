@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tsfm import codes, event_table, schema
+from tsfm.errors import InputError
 from tsfm.tokens.signal_vectors import NO_SIGNAL, SignalVectors
 from tsfm.tokens.value_scale import ValueScale
 from tsfm.tokens.vocabulary import EncodingCounts, Vocabulary
@@ -84,6 +85,9 @@ def tokenize_events(
         scale: Fitted value scales of the same vocabulary.
         signals: Vectors of the waveforms that the events point to; without them a waveform is told
             by its code alone.
+
+    Raises:
+        InputError: See `on_the_clock`.
     """
     stream = order_of_knowing(events)
     ids, exact, counts = vocabulary.encode(stream[schema.CODE])
@@ -129,8 +133,36 @@ def _signal_rows(stream: pl.DataFrame, signals: SignalVectors | None) -> NDArray
     return rows
 
 
+def on_the_clock(events: pl.DataFrame) -> pl.DataFrame:
+    """The events with naive times in microseconds, cut to the one that they lie in.
+
+    A time stamp is a number of something since 1970: milliseconds or nanoseconds read as
+    microseconds would tell the future or hide the past. A fact with a time of which nobody says
+    when it was known is known at its time.
+
+    Raises:
+        InputError: `bad_time_type`: times are missing or no date-times, or have a zone.
+    """
+    for name in (schema.TIME, schema.AVAILABLE_TIME):
+        kind = events.schema.get(name, "missing")
+        if kind != pl.Null and not (isinstance(kind, pl.Datetime) and kind.time_zone is None):
+            raise InputError(
+                f"column '{name}' is {kind}", code="bad_time_type", place="events",
+                remedy="Bring it to the data set's clock as date-times without a zone.",
+            )  # fmt: skip
+    known = pl.coalesce(schema.AVAILABLE_TIME, schema.TIME)
+    return events.with_columns(
+        pl.col(schema.TIME, schema.AVAILABLE_TIME).cast(pl.Datetime("us"))
+    ).with_columns(known.alias(schema.AVAILABLE_TIME))
+
+
 def order_of_knowing(events: pl.DataFrame) -> pl.DataFrame:
-    """Events in stream order with `_stream_us`, `_lag_hours` and `_birth_us` added."""
+    """Events in stream order with `_stream_us`, `_lag_hours` and `_birth_us` added.
+
+    Raises:
+        InputError: See `on_the_clock`.
+    """
+    events = on_the_clock(events)
     is_birth = pl.col(schema.CODE) == codes.BIRTH
     timeless = pl.col(schema.AVAILABLE_TIME).is_null() | is_birth
     known_us = pl.col(schema.AVAILABLE_TIME).cast(pl.Int64)

@@ -113,8 +113,10 @@ class Vocabulary:
         return ids, exact, EncodingCounts(n_exact, len(ids) - n_exact - unknown, unknown)
 
     def ids_of_class(self, name: str) -> list[int]:
-        """All ids whose code is `name` or below it."""
-        return [i for i, code in enumerate(self.codes) if codes.is_class(code, name)]
+        """All ids whose code is `name` or below it, as a code falls back to its parents."""
+        return [
+            i for i, code in enumerate(self.codes) if code == name or name in codes.parents(code)
+        ]
 
     def save(self, folder: str | Path) -> None:
         """Write `codes.json` into a folder."""

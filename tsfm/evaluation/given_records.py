@@ -1,0 +1,115 @@
+"""What callers ask about one patient: a record, a moment and a limit, checked before they are read.
+
+A record is taken as `EventWriter.add` takes it, so that the same frame gets the same scores on
+every road: missing columns are null, and a fact with a time of which nobody says when it was known
+is known at its time.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from numbers import Integral
+from typing import Any
+
+import polars as pl
+
+from tsfm import clock, schema
+from tsfm.errors import InputError
+from tsfm.event_table import POLARS_EVENTS
+from tsfm.tokens.event_tokens import on_the_clock
+
+_NEEDED = (schema.SUBJECT_ID, schema.TIME, schema.CODE)
+
+
+def read_records(events: Any) -> pl.DataFrame:
+    """Whole records as a frame of `schema.EVENTS`, times in microseconds.
+
+    Args:
+        events: Data frame of polars, pandas or pyarrow.
+
+    Raises:
+        InputError: `unknown_frame`, `missing_column`, `bad_column_type`, `bad_time_type` or
+            `null_in_required_column`.
+    """
+    frame = _as_polars(events)
+    absent = [name for name in _NEEDED if name not in frame.columns]
+    if absent:
+        raise InputError(
+            f"the frame lacks {', '.join(absent)}", code="missing_column", place="events",
+            remedy=f"It needs {', '.join(_NEEDED)}, and may have {', '.join(POLARS_EVENTS)}.",
+        )  # fmt: skip
+    frame = on_the_clock(
+        frame.select(
+            pl.col(name) if name in frame.columns else pl.lit(None, dtype=kind).alias(name)
+            for name, kind in POLARS_EVENTS.items()
+        )
+    )
+    for name, kind in POLARS_EVENTS.items():
+        given = frame[name]
+        try:
+            read = given.cast(kind)
+        except pl.exceptions.PolarsError:  # whose message quotes values
+            read = None
+        whole = read is None or kind != pl.Int64 or not given.dtype.is_float()
+        if read is None or not (whole or (read == given).all()):
+            raise InputError(
+                f"column '{name}' is {given.dtype}", code="bad_column_type",
+                place="events", remedy=f"Cast it to {kind}.",
+            )  # fmt: skip
+        frame = frame.with_columns(read)
+    if frame[schema.SUBJECT_ID].null_count() or frame[schema.CODE].null_count():
+        raise InputError(
+            "an event has no subject or no code", code="null_in_required_column", place="events",
+            remedy="Drop or mend these rows.",
+        )  # fmt: skip
+    return frame
+
+
+def moment_us(moment: Any) -> int:
+    """Microseconds of a moment on the data set's clock.
+
+    Raises:
+        InputError: `bad_prediction_time`: no naive date-time.
+    """
+    us = None
+    if isinstance(moment, datetime) and moment.tzinfo is None:
+        us = clock.to_us(moment)
+    if not isinstance(us, int):  # of a moment that is none, as pandas has it, us is NaN
+        raise InputError(
+            f"the moment is a {type(moment).__name__} or has a time zone",
+            code="bad_prediction_time", place="prediction_time",
+            remedy="Give a datetime on the data set's clock, without a zone.",
+        )  # fmt: skip
+    return us
+
+
+def check_max_tokens(max_tokens: Any) -> None:
+    """Check the number of tokens that are read at once.
+
+    Raises:
+        InputError: `bad_max_tokens`: no whole number from 1.
+    """
+    if not (isinstance(max_tokens, Integral) and int(max_tokens) >= 1):
+        raise InputError(
+            "the tokens read at once are no whole number from 1", code="bad_max_tokens",
+            place="max_tokens", remedy="Use for example 16384.",
+        )  # fmt: skip
+
+
+def _as_polars(events: Any) -> pl.DataFrame:
+    kind = type(events).__module__.partition(".")[0]
+    found = events
+    if kind in ("pandas", "pyarrow") and hasattr(events, "columns"):
+        try:
+            found = pl.from_pandas(events) if kind == "pandas" else pl.from_arrow(events)
+        except (TypeError, ValueError, pl.exceptions.PolarsError):  # whose messages quote values
+            raise InputError(
+                "a column is there twice or holds values of several types", code="bad_column_type",
+                place="events", remedy="Give each column once, with values of its type.",
+            ) from None  # fmt: skip
+    if not isinstance(found, pl.DataFrame):
+        raise InputError(
+            f"events are a {type(events).__name__}", code="unknown_frame", place="events",
+            remedy="Give a table of polars, pandas or pyarrow.",
+        )  # fmt: skip
+    return found
