@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -49,7 +50,7 @@ def untyped() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def steady(n_tokens: int = 5, n_channels: int = 3, n_state: int = 2) -> dict[str, Tensor]:
+def steady(n_tokens: int = 5, n_channels: int = 3, n_state: int = 2) -> dict[str, Any]:
     ones = torch.ones
     return {
         "u": ones(n_tokens, n_channels), "delta": torch.full((n_tokens, n_channels), 0.1),
@@ -173,7 +174,8 @@ def test_the_norm_can_be_differentiated_again(loss: str) -> None:
 def test_a_convolution_and_a_filter_are_not_differentiated_again() -> None:
     x = torch.randn(10, 3, requires_grad=True)
     rate = torch.complex(-torch.ones(3, 2), torch.ones(3, 2))
-    for y in (causal_conv1d(x, torch.randn(3, 4)), lti_scan(x.unsqueeze(0), rate, rate)):
+    filtered: Any = lti_scan(x.unsqueeze(0), rate, rate)
+    for y in (causal_conv1d(x, torch.randn(3, 4)), filtered):
         with pytest.raises(InputError, match="no_second_derivative"):
             torch.autograd.grad(y.sum(), x, create_graph=True)
 

@@ -264,11 +264,10 @@ def _backward(
                 dA[n, low + d] = sum_A[n, d]
 
 
-def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+def _arrays(*tensors: Tensor) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
     """v, step, gap, rate, A, B and C for the loops: contiguous, the rates as (N, D)."""
-    arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
-    arrays[4] = np.ascontiguousarray(arrays[4].T)
-    return tuple(arrays)
+    v, step, gap, rate, A, B, C = (tensor.detach().contiguous().numpy() for tensor in tensors)
+    return v, step, gap, rate, np.ascontiguousarray(A.T), B, C
 
 
 def _states(initial: Tensor | None, n_sequences: int, A: Tensor) -> np.ndarray:
