@@ -71,7 +71,7 @@ __device__ __forceinline__ Weights weights_of(const Rates<KIND>& r, int j, float
                                               float less) {
   Weights w;
   w.decay = exp2_of(r.A2[j] * s);  // less + 1 would lose a small decay
-  w.held = less * r.inverse[j];
+  w.held = r.A[j] == 0.f ? s : less * r.inverse[j];
   w.rising = 0.f;
   if (KIND == RISING) {
     float x = r.A[j] * s;

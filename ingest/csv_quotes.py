@@ -5,7 +5,7 @@ A newline between quotation marks belongs to its row (RFC 4180). So a mark that 
 closed joins all rows up to the next mark, or to the end of the file, and a parser takes them for
 one. A row of several lines is refused where its marks are out of order and a line of it is a row in
 itself. Where they are in order it is a text of several lines, unless each line has so many fields
-that no text has.
+that no text has and begins as rows of this file do.
 
 Only lines whose marks do not come in pairs, one before a field and one behind it, are looked at one
 by one: a file whose rows keep to their lines is read at the speed of a search for two bytes.
@@ -109,7 +109,15 @@ def _swallows(row: bytes, expected: int, n_fields: int, in_order: bool) -> bool:
         return any(are_rows[1:])
     if expected < _MANY_FIELDS:
         return False
-    return all(are_rows) if n_fields == expected else any(are_rows[1:])
+    first = _shape(lines[0])
+    alike = [is_row and _shape(line) == first for is_row, line in zip(are_rows, lines, strict=True)]
+    return all(alike) if n_fields == expected else any(alike[1:])
+
+
+def _shape(line: bytes) -> bytes:
+    """The first field without its values: runs of digits are 9, of letters a."""
+    field = line.partition(b",")[0].strip(b'"')
+    return re.sub(rb"[A-Za-z]+", b"a", re.sub(rb"[0-9]+", b"9", field))
 
 
 def _n_fields(line: bytes) -> int:

@@ -238,6 +238,7 @@ class _WholeRows(io.RawIOBase):
     def _whole_rows(self, size: int) -> bytes:
         while True:
             if len(self.rest) >= size:
+                self._ends.check_rest(self.rest)  # a mark that is never closed, more likely
                 raise LimitExceeded(
                     f"a row is longer than {size:,} bytes",
                     code="line_too_long",

@@ -175,7 +175,7 @@ class _Run:
         admissions = mimic4_tables.admissions(with_ed_times=not has_ed)
         stays = self.folder.whole(admissions)
         self.folder.events.stays["hospital"] = stay_frame(
-            stays,
+            stays.with_columns(dischtime=mimic4_tables.left_at()),
             key="hadm_id",
             start="admittime",
             end="dischtime",

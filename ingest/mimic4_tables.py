@@ -119,10 +119,14 @@ def add_life_dates(patients: pl.DataFrame, admissions: pl.DataFrame) -> pl.DataF
     )
 
 
+def left_at() -> pl.Expr:
+    """When a stay had ended; of a bare date, at the end of its day."""
+    return pl.when(is_bare("dischtime")).then(end_of_day("dischtime")).otherwise("dischtime")
+
+
 def _death_in_hospital() -> pl.Expr:
     """Time of death that an admission tells; of a bare date, the discharge of that day gives it."""
-    left = pl.when(is_bare("dischtime")).then(end_of_day("dischtime")).otherwise("dischtime")
-    ended = pl.when(pl.col("hospital_expire_flag") == "1").then(left)
+    ended = pl.when(pl.col("hospital_expire_flag") == "1").then(left_at())
     that_day = end_of_day("deathtime") == end_of_day("dischtime")
     hour = pl.when(~is_bare("deathtime")).then("deathtime")
     without_hour = pl.when(has("deathtime").not_() | that_day).then(ended)
@@ -148,7 +152,7 @@ def admissions(*, with_ed_times: bool) -> SourceTable:
         dated_by=("admittime",),
         checks=(
             ("bad_encounter", pl.col("hadm_id").is_null()),
-            ("discharge_before_admission", pl.col("dischtime") < pl.col("admittime")),
+            ("discharge_before_admission", left_at() < pl.col("admittime")),
             ("duplicate_stay", ~is_first("hadm_id")),
         ),
         rules=(

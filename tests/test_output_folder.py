@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -154,6 +156,32 @@ def test_a_live_run_is_told_from_a_dead_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="output_exists"):
         finish(tmp_path)
     assert sum(shard.height for shard in event_table.scan_events(tmp_path)) == 40
+
+
+def test_a_forked_child_does_not_keep_the_claim(tmp_path: Path) -> None:
+    with EventWriter(tmp_path):
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            time.sleep(60)
+            os._exit(0)
+    try:
+        finish(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert sum(shard.height for shard in event_table.scan_events(tmp_path)) == 40
+
+
+def test_a_merge_that_was_stopped_half_way_can_be_made_anew(tmp_path: Path) -> None:
+    finish(tmp_path)
+    records = EVENTS.select("subject_id", "time").with_columns(
+        code=pl.lit("ECG"), signal_id=pl.format("r{}", "subject_id")
+    )
+    event_table.append_events(tmp_path, records.head(15))  # as far as it came
+    info = event_table.append_events(tmp_path, records)
+    found = pl.concat(event_table.scan_events(tmp_path))
+    assert found.filter(pl.col("code") == "ECG")["signal_id"].n_unique() == 40
+    assert found.height == info.n_events == 80
 
 
 def test_without_locks_nothing_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

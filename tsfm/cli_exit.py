@@ -48,7 +48,7 @@ def tell_stopped() -> int:
     """Write how to go on after Ctrl-C, and return the exit code."""
     typer.echo(
         "tsfm: stopped; run the same command again: a training goes on where it stopped, anything "
-        "else begins anew",
+        "else begins anew and says if something is to be removed before",
         err=True,
     )
     return STOPPED

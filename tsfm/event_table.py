@@ -237,7 +237,9 @@ def append_events(
 ) -> EventTableInfo:
     """Merge more events into an existing table, keeping shards, order and splits.
 
-    Subjects that the table does not know yet go to its last shard.
+    Subjects that the table does not know yet go to its last shard. Shards are written one by one.
+    Records of a signal that is merged again take the place of those that are there, so that a
+    merge which was stopped half-way can be made anew.
     """
     facts, known, ids = dataset_facts(root), subject_splits(root), subject_ids(root)
     paths = shard_paths(root)
@@ -247,14 +249,16 @@ def append_events(
     ).with_columns(pl.col(schema.AVAILABLE_TIME).fill_null(pl.col(schema.TIME)))
     counts: dict[str, int] = {}
     subjects: set[int] = set()
+    again = left[schema.SIGNAL_ID].drop_nulls().unique().implode()
     for path in paths:
-        shard = read_events(path)
+        stored = read_events(path)
+        shard = stored.filter(~pl.col(schema.SIGNAL_ID).is_in(again).fill_null(False))
         here = left.filter(pl.col(schema.SUBJECT_ID).is_in(shard[schema.SUBJECT_ID].implode()))
         left = left.join(here, on=schema.SUBJECT_ID, how="anti")
         if path == paths[-1]:
             here = pl.concat([here, left])
         merged = sort_events(pl.concat([shard, here])) if here.height else shard
-        if here.height:
+        if here.height or shard.height < stored.height:
             write_events(merged, path)
         subjects.update(merged[schema.SUBJECT_ID].unique().to_list())
         for code, n in merged[schema.CODE].value_counts().iter_rows():

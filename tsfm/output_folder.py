@@ -27,6 +27,7 @@ _SPILL = "spill"
 _SHOWN = (SIGNALS, "metadata", "data")
 """In the order in which they take their places: a reader looks for the events first."""
 _CHUNKS = re.compile(r"[0-9]+-[0-9]{6}\.parquet")
+_OF_THE_SYSTEM = {"lost+found", ".DS_Store"}
 _METADATA = {"codes.parquet", "subject_splits.parquet", "subject_ids.parquet", "dataset.json"}
 
 
@@ -91,23 +92,33 @@ class OutputFolder:
 
     def _clear(self, with_signals: bool) -> None:
         left = [path for path in self.root.iterdir() if _is_left_over(path)]
+        # Of a run that was killed before its events took their place.
+        if any((path / "data").is_dir() for path in left):
+            left += [self.root / name for name in _SHOWN[:-1] if self._was_shown(name, left)]
         foreign = [
             path.name
             for path in self.root.iterdir()
-            if path not in left and not _is_beside(path, with_signals)
+            if path not in left
+            and path.name not in _OF_THE_SYSTEM
+            and not _is_beside(path, with_signals)
         ]
-        if foreign == ["metadata"] and any((path / "data").is_dir() for path in left):
-            shown = self.root / "metadata"  # killed before its events took their place
-            if _is_folder(shown) and set(os.listdir(shown)) <= _METADATA:
-                left.append(shown)
-                foreign.clear()
         if foreign or (left and self._lock is None):
             raise _exists(self.root)
         for path in left:
             shutil.rmtree(path)
 
+    def _was_shown(self, name: str, left: list[Path]) -> bool:
+        """Whether a run whose rest is left had put this in its place."""
+        shown = self.root / name
+        if not _is_folder(shown) or any((path / name).exists() for path in left):
+            return False
+        if name == SIGNALS:
+            return _is_store(shown)
+        return set(os.listdir(shown)) <= _METADATA
+
     def _release(self) -> None:
         if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a forked child would hold it open
             os.close(self._lock)
             self._lock = None
 
@@ -152,16 +163,20 @@ def _is_left_over(path: Path) -> bool:
     return path.name.startswith(_HIDDEN) and set(os.listdir(path)) <= {_SPILL, *_SHOWN}
 
 
+def _is_store(path: Path) -> bool:
+    return {"index.parquet", "manifest.json"} <= set(os.listdir(path))
+
+
 def _is_beside(path: Path, with_signals: bool) -> bool:
     """Whether this may lie beside a table that is not there yet."""
     if not _is_folder(path):
         return False
     if path.name == SIGNALS:
-        return with_signals and {"index.parquet", "manifest.json"} <= set(os.listdir(path))
+        return with_signals and _is_store(path)
     if path.name == "quarantine":
         return all(_is_quarantine(file) for file in path.iterdir())
     # A store of signals that is being written, or was: not ours to clear.
-    return re.fullmatch(r"\.signals-[0-9]+", path.name) is not None
+    return re.fullmatch(r"\.signals-\w+", path.name) is not None
 
 
 def _is_quarantine(path: Path) -> bool:

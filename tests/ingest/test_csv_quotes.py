@@ -49,6 +49,12 @@ def test_a_mark_never_closed_is_an_error_that_names_its_line(
         assert "t.csv, line 3" in str(caught.value)
 
 
+def test_a_mark_never_closed_is_named_though_a_block_has_no_other_end(tmp_path: Path) -> None:
+    with pytest.raises(FormatError) as caught:
+        read(tmp_path, HEADER + GOOD + b'2,2180-05-07,5,mg,"abc\n' + ROWS, block_bytes=2048)
+    assert (caught.value.code, "t.csv, line 3" in str(caught.value)) == ("bad_csv", True)
+
+
 def test_two_marks_never_closed_are_an_error_though_they_look_like_a_pair(tmp_path: Path) -> None:
     opened = b'2,2180-05-07,5,mg,"abc\n'
     for between in (ROWS, b""):
@@ -62,6 +68,9 @@ def test_a_text_of_several_lines_is_one_field(tmp_path: Path) -> None:
     text = b'2,2180-05-07,5,mg,"first line,\n\nsecond, ""third"", line\n"\n3,,,,\n'
     for block_bytes in (1 << 20, 128):
         assert read(tmp_path, HEADER + text + GOOD, block_bytes) == (["2", "3", "1"], [])
+    # Lines of a text may have as many commas as rows, but do not begin as they do.
+    listed = b'2,2180-05-07,5,mg,"Medication:\naspirin, statin, ramipril, bisoprolol, torasemide"\n'
+    assert read(tmp_path, HEADER + listed + GOOD) == (["2", "1"], [])
     # Of a table of two columns a line of text may well have as many commas as the header.
     assert read(tmp_path, b'id,text\n1,"a, b\nc, d\ne"\n2,x\n') == (["1", "2"], [])
 

@@ -184,6 +184,21 @@ def test_a_death_without_an_hour_is_never_at_the_start_of_its_day(
     assert died.select("time", "available_time").rows() == [at(time)]
 
 
+def test_a_discharge_of_a_bare_date_is_at_the_end_of_its_day(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "src")
+    path = tmp_path / "src" / "hosp" / "admissions.csv"
+    text = path.read_text().replace("2180-05-09 17:15:00", "2180-05-09")
+    # A stay of one day ends after it began.
+    text += "7,24,2181-05-06 22:23:00,2181-05-06,,URGENT,P1,,HOME,,?,,WHITE,,,0\n"
+    path.write_text(text)
+    events, summary = ingest(tmp_path / "src", tmp_path / "out", coding_delay_hours=0)
+    assert "discharge_before_admission" not in summary.quarantined
+    billed = events.filter(pl.col("code").str.starts_with("DIAGNOSIS//ICD//9"))
+    assert billed.filter(pl.col("encounter_id") == 21).height
+    known = billed.filter(pl.col("encounter_id") == 21)["available_time"].unique().to_list()
+    assert known == [day("2180-05-09") + NIGHT]
+
+
 def test_a_race_is_known_from_the_admission_that_told_it(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "src")
     path = tmp_path / "src" / "hosp" / "admissions.csv"

@@ -92,6 +92,23 @@ def test_states_that_grow_beyond_all_numbers_are_no_small_ones(backend: str) -> 
         assert not y[1:].isfinite().logical_and(y[1:].abs() < 1e30).any()
 
 
+@pytest.mark.parametrize("kind", ["euler", "impulse", "zoh", "foh"])
+@pytest.mark.parametrize("step", [-0.3, -2.0, -5.0, -10.0, -60.0])
+def test_states_that_grow_are_those_of_the_loop(backend: str, kind: str, step: float) -> None:
+    if backend == "numba" and kind == "foh":
+        pytest.skip("numba has no foh")
+    inputs = {k: v for k, v in steady(n_tokens=2).items() if "gap" not in k}
+    inputs["delta"] = torch.full((2, 3), step)
+    inputs["A"].requires_grad_()
+    found, expected = (
+        selective_scan(**inputs, input=kind, backend=name) for name in (backend, "reference")
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    if abs(step) < 30:
+        slopes = [torch.autograd.grad(y.sum(), inputs["A"])[0] for y in (found, expected)]
+        torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rate_of_nought_forgets_nothing(backend: str, kind: str) -> None:
     if backend == "numba" and kind == "foh":
@@ -154,13 +171,16 @@ def test_an_input_that_was_changed_before_the_backward_pass_is_noticed(form: str
         y.sum().backward()
 
 
+@pytest.mark.parametrize("own", ["apart", "of one another", "one twice"])
 @pytest.mark.parametrize("loss", ["sum", "square"])
-def test_the_norm_can_be_differentiated_again(loss: str) -> None:
+def test_the_norm_can_be_differentiated_again(loss: str, own: str) -> None:
     torch.manual_seed(0)
     leaves = [torch.randn(20, 6), torch.randn(20, 6), torch.randn(20, 6), torch.ones(6)]
     found: list[Tensor] = []
     for form in (gated_rms_norm, gated_rms_norm_torch):
         y, u, z, weight = (leaf.clone().requires_grad_() for leaf in leaves)
+        if own != "apart":  # as a scan's output hangs on its input
+            y, u = (2 * z, z) if own == "of one another" else (z, z)
         out = form(y, u, z, torch.ones(6), weight, 1e-5)
         out = out.square() if loss == "square" else out
         (g,) = torch.autograd.grad(out.sum(), z, create_graph=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Iterator
 from datetime import datetime
@@ -226,15 +225,6 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path) -> None:
             leads_of_a_broken_source(), signal_id="s", subject_id=1, record="r", start_time=None
         )
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_dead_run_with_the_same_number_left_is_cleared(tmp_path: Path) -> None:
-    left = tmp_path / f".signals-{os.getpid()}"
-    left.mkdir()
-    (left / "old.bin").touch()
-    write(tmp_path, lead())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["signals"]
-    assert not (tmp_path / "signals" / "old.bin").exists()
 
 
 def test_signals_are_not_written_over(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,16 @@ def test_one_that_an_older_version_left_without_its_name_is_found(folder: Path) 
     os.replace(folder, folder.with_name(".checkpoint.tmp"))
     assert find_checkpoint(folder)
     assert run.load(folder)["epoch"] == 4
+
+
+def test_one_that_is_removed_does_not_come_back(folder: Path) -> None:
+    run = Run()
+    run.save(folder, 4)
+    for name in (".checkpoint.tmp", ".checkpoint.old"):
+        shutil.copytree(folder, folder.with_name(name))
+    assert find_checkpoint(folder)
+    shutil.rmtree(folder)
+    assert not find_checkpoint(folder)
 
 
 def test_half_a_first_checkpoint_is_none(folder: Path) -> None:

@@ -125,8 +125,12 @@ class CohortIndex:
         )
 
 
+def _is_text(column: pl.Series) -> bool:
+    return column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)
+
+
 def _outcome_codes(outcome: pl.Series) -> NDArray[np.int64]:
-    found = outcome.to_list()
+    found = outcome.cast(pl.String, strict=False).to_list() if _is_text(outcome) else [""]
     if strange := set(found) - _OUTCOME.keys():
         raise InputError(
             f"{len(strange)} outcomes are none of event, competing, none and censored",

@@ -80,7 +80,7 @@ class Recalibration:
                 knots=tuple(map(float, stored.get("knots", ()))),
                 levels=tuple(map(float, stored.get("levels", ()))),
             )
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise _no_recalibration() from error
         if not found._is_map():
             raise _no_recalibration()

@@ -141,10 +141,12 @@ def _arrays(tensors: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
 
 def _in_torch(tensors: Sequence[Tensor], eps: float, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients by the plain form, with a graph of their own, for who differentiates again."""
-    wanted = [tensor for tensor in tensors if tensor.requires_grad]
-    out = gated_rms_norm_torch(*tensors, eps)  # pyright: ignore[reportCallIssue]
+    # Views: where one of the tensors comes from another, that way is not this function's.
+    own = [tensor.view_as(tensor) for tensor in tensors]
+    wanted = [tensor for tensor in own if tensor.requires_grad]
+    out = gated_rms_norm_torch(*own, eps)  # pyright: ignore[reportCallIssue]
     found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))
-    return tuple(next(found) if tensor.requires_grad else None for tensor in tensors)
+    return tuple(next(found) if tensor.requires_grad else None for tensor in own)
 
 
 def gated_norm(y: Tensor, u: Tensor, z: Tensor, D: Tensor, weight: Tensor, eps: float) -> Tensor:

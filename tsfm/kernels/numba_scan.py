@@ -41,7 +41,7 @@ _JIT: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": _FLAGS, "error
 @numba.njit(inline="always", fastmath=_EXACT)
 @no_type_check
 def _exp2(x: Any) -> Any:
-    """2**x, to 1e-7 of itself; what is below 2**-126 stays there, from 2**128 on it is infinite."""
+    """2**x, to 1e-7 of itself: at least 2**-126, and infinite from 2**127.5 on."""
     bounded = max(x, np.float32(-126.0))
     whole = np.floor(bounded + np.float32(0.5))
     whole = np.float32(128.0) if whole > np.float32(128.0) else whole
@@ -66,7 +66,7 @@ def _held(x: Any, a: Any, rate: Any, s: Any) -> Any:
     p = p * x + np.float32(1 / 24)
     p = p * x + np.float32(1 / 6)
     p = p * x + np.float32(0.5)
-    return s * (p * x + _ONE) if x > np.float32(-0.3) else (a - _ONE) / rate
+    return s * (p * x + _ONE) if abs(x) < np.float32(0.3) else (a - _ONE) / rate
 
 
 @numba.njit(inline="always", fastmath={"contract", "nsz"})
@@ -80,7 +80,7 @@ def _held_by_rate(x: Any, a: Any, rate: Any, s: Any) -> Any:
     p = p * x + np.float32(1 / 8)
     p = p * x + np.float32(1 / 3)
     p = p * x + np.float32(0.5)
-    return s * s * p if x > np.float32(-0.5) else (s * a - (a - _ONE) / rate) / rate
+    return s * s * p if abs(x) < np.float32(0.5) else (s * a - (a - _ONE) / rate) / rate
 
 
 # Loops over channels run over whole blocks, which become whole vectors; the last block's missing

@@ -39,7 +39,7 @@ def _rising(x: Any, a: Any, s: Any) -> Any:
     p = p * x + np.float32(1 / 24)
     p = p * x + np.float32(1 / 6)
     p = p * x + np.float32(0.5)
-    return s * (p if x > -_ONE else (a - _ONE - x) / (x * x))
+    return s * (p if abs(x) < _ONE else (a - _ONE - x) / (x * x))
 
 
 @numba.njit(parallel=True, fastmath=_FLAGS, **_JIT)

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -90,10 +91,8 @@ class SignalWriter:
                 remedy="Choose another --out, or remove the old signals.",
             )
         self.shard_bytes = shard_bytes
-        self._temporary = Path(root) / f".signals-{os.getpid()}"
-        # Of a dead run: no living one has this process's number.
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir(parents=True)
+        Path(root).mkdir(parents=True, exist_ok=True)
+        self._temporary = Path(tempfile.mkdtemp(prefix=".signals-", dir=root))
         self._shards: dict[str, _Shard] = {}
         self._finished: dict[str, dict[str, Any]] = {}
         self._rows: list[dict[str, Any]] = []

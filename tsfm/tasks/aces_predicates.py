@@ -180,10 +180,9 @@ def _parse_bound(name: str, bound: Any, place: str) -> float | None:
     if isinstance(bound, bool) or not isinstance(bound, int | float) or bound != bound:
         raise bad_aces(f"predicate '{name}' has a bound that is no number", place)
     try:
-        float(bound)
+        return float(bound)
     except OverflowError:
         raise bad_aces(f"predicate '{name}' has a bound that no value reaches", place) from None
-    return bound
 
 
 def _parse_others(name: str, told: Mapping[str, Any], place: str) -> tuple[tuple[str, Any], ...]:

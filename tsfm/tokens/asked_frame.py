@@ -53,10 +53,15 @@ def read_asked(frame: pl.DataFrame, *columns: str, place: str = "cohort") -> pl.
         )  # fmt: skip
     if "outcome_days" in columns and not _is_number(frame.schema["outcome_days"]):
         raise _wrong_type("outcome_days", frame.schema["outcome_days"], place, "Give days.")
-    return frame.with_columns(
-        pl.col(schema.SUBJECT_ID).cast(pl.Int64),
+    days = [pl.col("outcome_days").cast(pl.Float64)] if "outcome_days" in columns else []
+    found = frame.with_columns(
+        pl.col(schema.SUBJECT_ID).cast(pl.Int64, strict=False),
         pl.col(schema.PREDICTION_TIME).cast(pl.Datetime("us")),
+        *days,
     )
+    if found[schema.SUBJECT_ID].has_nulls():
+        raise _wrong_type(schema.SUBJECT_ID, subject, place, "Ids of 64 bits and a sign are read.")
+    return found
 
 
 def _is_number(kind: pl.DataType) -> bool:

@@ -115,7 +115,9 @@ class Vocabulary:
     def ids_of_class(self, name: str) -> list[int]:
         """All ids whose code is `name` or below it, as a code falls back to its parents."""
         return [
-            i for i, code in enumerate(self.codes) if code == name or name in codes.parents(code)
+            i
+            for i, code in enumerate(self.codes)
+            if code == name or (code.startswith(name) and name in codes.parents(code))
         ]
 
     def save(self, folder: str | Path) -> None:

@@ -67,12 +67,16 @@ def save_checkpoint(
 
 def find_checkpoint(folder: Path) -> bool:
     """Whether there is a checkpoint; one that was stopped before it had its name is given it."""
+    left_over = (_temporary(folder), _old(folder))
     if not _is_whole(folder):
-        for left in (_temporary(folder), _old(folder)):
+        for left in left_over:
             if _is_whole(left):
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(left, folder)
                 break
+    if _is_whole(folder):
+        for left in left_over:  # or it would come back when the checkpoint is removed
+            shutil.rmtree(left, ignore_errors=True)
     return folder.exists()
 
 
