@@ -40,7 +40,13 @@ from p12_peers import (
     patient_mean,
     train_mean,
 )
-from p12_scores import distribution_scores, paired_bootstrap, per_variable, scores
+from p12_scores import (
+    distribution_scores,
+    paired_bootstrap,
+    per_variable,
+    scores,
+    variables_within,
+)
 from p12_stays import write_stays
 from p12_training import (
     Members,
@@ -76,7 +82,7 @@ class SeedResult:
         point: (n,) point forecasts of the test targets.
         quantiles: (n, n_levels) of them, after conformal calibration on val.
         told: Scores.
-        seconds: Of training.
+        seconds: Of training, with its processes side by side.
     """
 
     point: np.ndarray
@@ -110,12 +116,18 @@ class Run:
         seeds = [100 * seed + member for member in range(self.n_members)]
         fitted = members.fit(seeds, folder)
         models, seconds = [model for model, _ in fitted], [took for _, took in fitted]
-        on_val = averaged([forecast_part(model, self.stays, VAL) for model in models])
+        each_val = [forecast_part(model, self.stays, VAL) for model in models]
+        on_val = averaged(each_val)
         each = [forecast_part(model, self.stays, TEST) for model in models]
         told = score_part(
             self.protocol, averaged(each), share_of_median(self.protocol, on_val),
-            fit_calibration(self.protocol, on_val), max(seconds),
+            fit_calibration(self.protocol, on_val),
+            sum(seconds) / min(members.threads, len(seconds)),
         )  # fmt: skip
+        told.told["val_by_members"] = [
+            scores(self.protocol, targets_of(self.protocol, VAL), averaged(each_val[:n]).mean)
+            for n in range(1, len(models) + 1)
+        ]
         truth = targets_of(self.protocol, TEST)
         share = told.told["share_of_median"]
         alone = [scores(self.protocol, truth, found.point(share)) for found in each]
@@ -245,6 +257,7 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
             if len(alone) > 1:
                 spread = {name: float(of([one[name] for one in alone])) for name in alone[0]}
                 print(row(f"  its members alone, {how}", spread, protocol), flush=True)
+    show_members(results)
     told = summary(results)
     mean_point = np.mean([result.point for result in results], axis=0)
     if len(results) > 1:
@@ -292,23 +305,13 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return told
 
 
-def variables_within(told: dict[str, Any], points: float = 0.02) -> dict[str, list[int]]:
-    """Print and return how many variables are covered within two points.
-
-    Returns:
-        For each interval: variables within, variables within but for 1.96 standard errors, and all.
-    """
-    found: dict[str, list[int]] = {}
-    for name, level in (("coverage_80", 0.8), ("coverage_95", 0.95)):
-        shares, errors = told[f"{name}_by_variable"], told[f"{name}_errors"]
-        off = {v: abs(share - level) for v, share in shares.items()}
-        within = sum(distance <= points for distance in off.values())
-        beyond = [v for v, distance in off.items() if distance - 1.96 * errors[v] > points]
-        found[name] = [within, len(off) - len(beyond), len(off)]
-        print(f"{name}: {within} of {len(off)} variables within two points, "
-              f"{len(off) - len(beyond)} but for their standard error; beyond: "
-              f"{', '.join(beyond) or 'none'}")  # fmt: skip
-    return found
+def show_members(results: list[SeedResult]) -> None:
+    """What one member more is worth on val, mean over seeds: how many to train is chosen there."""
+    by_seed = [result.told["val_by_members"] for result in results]
+    for name in by_seed[0][0]:
+        means = [np.mean([of[name] for of in at]) for at in zip(*by_seed, strict=True)]
+        told = ", ".join(f"{n} {value:.6f}" for n, value in enumerate(means, 1))
+        print(f"on val, {name} of members' mean, by their number: {told}")
 
 
 def learnt_peers(

@@ -264,3 +264,22 @@ def _share_errors(group: np.ndarray, stay: np.ndarray, value: np.ndarray) -> dic
     owner[cell] = place
     spread = np.bincount(owner, of_cell**2, len(groups))
     return {int(at): float(e) for at, e in zip(groups, np.sqrt(spread) / count, strict=True)}
+
+
+def variables_within(told: dict[str, Any], points: float = 0.02) -> dict[str, list[int]]:
+    """Print and return how many variables are covered within two points.
+
+    Returns:
+        For each interval: variables within, variables within but for 1.96 standard errors, and all.
+    """
+    found: dict[str, list[int]] = {}
+    for name, level in (("coverage_80", 0.8), ("coverage_95", 0.95)):
+        shares, errors = told[f"{name}_by_variable"], told[f"{name}_errors"]
+        off = {v: abs(share - level) for v, share in shares.items()}
+        within = sum(distance <= points for distance in off.values())
+        beyond = [v for v, distance in off.items() if distance - 1.96 * errors[v] > points]
+        found[name] = [within, len(off) - len(beyond), len(off)]
+        print(f"{name}: {within} of {len(off)} variables within two points, "
+              f"{len(off) - len(beyond)} but for their standard error; beyond: "
+              f"{', '.join(beyond) or 'none'}")  # fmt: skip
+    return found
