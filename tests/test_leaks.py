@@ -103,7 +103,7 @@ def model_scorer(source: LeakSource, tasks: tuple[str, ...]) -> Scorer:
 
     @torch.inference_mode()
     def score(events: pl.DataFrame, cohort: pl.DataFrame) -> np.ndarray:
-        index = CohortIndex.create(cohort)
+        index = CohortIndex.create(cohort, outcomes=False)
         parts: list[tuple[np.ndarray, np.ndarray]] = []
         own = pl.col(schema.SUBJECT_ID).is_in(cohort[schema.SUBJECT_ID].unique().implode())
         tokens = tokenize_events(events.filter(own), store.vocabulary, store.scale)
@@ -223,7 +223,7 @@ def test_a_scorer_that_peeks_at_one_later_event_is_caught_on_every_source(
 
     def peek(events: pl.DataFrame, cohort: pl.DataFrame) -> np.ndarray:
         tokens = tokenize_events(events, found.tokens.vocabulary, found.tokens.scale)
-        index = CohortIndex.create(cohort)
+        index = CohortIndex.create(cohort, outcomes=False)
         (batch,) = batches_of(tokens, found.tokens.scale, max_tokens=10**9)
         points = index.points_in(batch)
         later = np.zeros((cohort.height, 2))

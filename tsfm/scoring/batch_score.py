@@ -126,7 +126,7 @@ def _score_shard(
     own = events.filter(pl.col(schema.SUBJECT_ID).is_in(subjects.implode()))
     tokens = model.tokenize(own, signals=signals)
     counts.add(tokens.counts)
-    index = CohortIndex.create(index_stays)
+    index = CohortIndex.create(index_stays, outcomes=False)
     incidence = np.full((index_stays.height, 2), np.nan, np.float32)
     n_known = np.zeros(index_stays.height, np.int64)
     head = model.model.task_head(task.name)
