@@ -362,7 +362,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[1])
     add("--query-pattern", type=int, nargs="*", default=[], metavar="SEED",
         help="seeds of the second setting")  # fmt: skip
-    add("--members", type=int, default=5, help="networks a seed (default: %(default)s)")
+    add("--members", type=int, default=4, help="networks a seed (default: %(default)s)")
     add("--steps", type=int, help="training steps (default: 2,000 for A, 1,500 for B)")
     add("--ablation-steps", type=int, default=1500)
     add("--tables", action="store_true", help="also train with each part left out")
