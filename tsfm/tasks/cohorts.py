@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from tsfm import clock, event_table, schema
-from tsfm.errors import FormatError, InputError
+from tsfm.data_end import DataEnd
+from tsfm.errors import InputError
 from tsfm.tasks.stays import hospital_stays, merge_stays
 
 __all__ = [
@@ -143,36 +144,11 @@ def follow_up_of(root: str | Path) -> Followup:
     Raises:
         FormatError: `data_as_of` is not a time stamp.
     """
-    facts = event_table.dataset_facts(root)
-    if facts.get("dates_shifted"):
-        return Followup("complete")
-    if facts.get("data_as_of"):
-        return Followup("until", _read_moment(str(facts["data_as_of"]), facts.get("clock")))
-    last: list[datetime] = []
-    last_known: list[datetime] = []
-    for path in event_table.shard_paths(root):
-        events = event_table.read_events(path)
-        for found, column in ((last, schema.TIME), (last_known, schema.AVAILABLE_TIME)):
-            latest = events[column].max()
-            if isinstance(latest, datetime):
-                found.append(latest)
-    ends = [max(found) for found in (last, last_known) if found]
-    return Followup("until", clock.to_us(min(ends)) if ends else 0)
-
-
-def _read_moment(text: str, clock_mode: str | None) -> int:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise FormatError(
-            "data_as_of is not a time stamp",
-            code="bad_data_as_of",
-            place="metadata/dataset.json",
-            remedy="Write it as 2024-05-31T23:59:59.",
-        ) from error
-    if moment.tzinfo is not None and clock_mode != "wall":
-        moment = moment.astimezone(UTC)
-    return clock.to_us(moment.replace(tzinfo=None))
+    end = DataEnd(event_table.dataset_facts(root))
+    if not end.is_told:
+        for events in event_table.scan_events(root):
+            end.see(events)
+    return Followup("complete") if end.until_us is None else Followup("until", end.until_us)
 
 
 def days_between(start: pl.Expr, end: pl.Expr) -> pl.Expr:

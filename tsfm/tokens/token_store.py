@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tsfm import event_table, schema
+from tsfm.data_end import DataEnd
 from tsfm.errors import InputError, ModelMismatch
-from tsfm.tokens.data_end import DataEnd
 from tsfm.tokens.event_tokens import (
     TOKEN_FIELDS,
     scan_training_values,

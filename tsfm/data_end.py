@@ -1,10 +1,11 @@
 # pyright: strict
-"""Until when the subjects of a data set were watched, as its token store keeps it.
+"""Until when the subjects of a data set were watched.
 
-The rule is that of the labels (`tsfm.tasks.cohorts.follow_up_of`), so that what pretraining takes
-as seen is what a label takes as seen: dates shifted a subject at a time have no common end;
-`data_as_of` is one; without it the data end with their last event, by its time or by when it was
-known, whichever is earlier. Here the last event is found in the one pass that tokenises.
+One rule for labels (`tsfm.tasks.cohorts.follow_up_of`) and for token stores, so that what
+pretraining takes as seen is what a label takes as seen: dates shifted a subject at a time have no
+common end; `data_as_of` is one; without it the data end with their last event, by its time or by
+when it was known, whichever is earlier (coding delays reach past the end of the data, and so do
+appointments).
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ class DataEnd:
     Args:
         facts: Contents of `metadata/dataset.json`.
 
+    Attributes:
+        is_told: Whether the facts say it all, so that no event has to be seen.
+
     Raises:
         FormatError: `bad_data_as_of`: it is not a time stamp.
     """
@@ -34,6 +38,7 @@ class DataEnd:
         self._is_shifted = bool(facts.get("dates_shifted"))
         as_of = None if self._is_shifted else facts.get("data_as_of")
         self._as_of_us = _read_moment(str(as_of), facts.get("clock")) if as_of else None
+        self.is_told = self._is_shifted or self._as_of_us is not None
         self._last: dict[str, datetime] = {}
 
     def see(self, events: pl.DataFrame) -> None:
@@ -46,7 +51,7 @@ class DataEnd:
     @property
     def until_us(self) -> int | None:
         """Last moment of knowledge, microseconds on the data set's clock; None if there is none."""
-        if self._is_shifted or self._as_of_us is not None:
+        if self.is_told:
             return self._as_of_us
         return clock.to_us(min(self._last.values())) if self._last else 0
 
