@@ -25,6 +25,12 @@ from tsfm.kernels.ssd import ssd
 from tsfm.kernels.state_update import state_update
 
 KINDS = ("euler", "impulse", "zoh", "foh")
+# numba's scan has no foh; its step has.
+scans = pytest.mark.parametrize(
+    ("backend", "kind"),
+    [(b, k) for b in (16, 8, 4, "numba") for k in KINDS if (b, k) != ("numba", "foh")],
+    indirect=["backend"],
+)
 
 
 @pytest.fixture(params=[16, 8, 4, "numba"])
@@ -59,11 +65,9 @@ def steady(n_tokens: int = 5, n_channels: int = 3, n_state: int = 2) -> dict[str
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@scans
 @pytest.mark.parametrize("where", ["gap", "delta", "u", "B"])
 def test_what_is_not_known_is_not_known_afterwards(backend: str, kind: str, where: str) -> None:
-    if backend == "numba" and kind == "foh":
-        pytest.skip("numba has no foh")
     inputs = steady()
     inputs[where][2] = torch.nan
     found = selective_scan(**inputs, input=kind, backend=backend)
@@ -92,11 +96,9 @@ def test_states_that_grow_beyond_all_numbers_are_no_small_ones(backend: str) -> 
         assert not y[1:].isfinite().logical_and(y[1:].abs() < 1e30).any()
 
 
-@pytest.mark.parametrize("kind", ["euler", "impulse", "zoh", "foh"])
+@scans
 @pytest.mark.parametrize("step", [-0.3, -2.0, -5.0, -10.0, -60.0])
 def test_states_that_grow_are_those_of_the_loop(backend: str, kind: str, step: float) -> None:
-    if backend == "numba" and kind == "foh":
-        pytest.skip("numba has no foh")
     inputs = {k: v for k, v in steady(n_tokens=2).items() if "gap" not in k}
     inputs["delta"] = torch.full((2, 3), step)
     inputs["A"].requires_grad_()
@@ -109,10 +111,8 @@ def test_states_that_grow_are_those_of_the_loop(backend: str, kind: str, step: f
         torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@scans
 def test_a_rate_of_nought_forgets_nothing(backend: str, kind: str) -> None:
-    if backend == "numba" and kind == "foh":
-        pytest.skip("numba has no foh")
     inputs = steady()
     inputs["A"] = torch.zeros(3, 2)
     found = selective_scan(**inputs, input=kind, backend=backend)

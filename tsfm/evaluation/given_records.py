@@ -25,23 +25,26 @@ def read_records(events: Any) -> pl.DataFrame:
     """Whole records as a frame of `schema.EVENTS`, times in microseconds.
 
     Args:
-        events: Data frame of polars, pandas or pyarrow.
+        events: Data frame of polars, pandas or pyarrow; columns of other names are not looked at.
 
     Raises:
         InputError: `unknown_frame`, `missing_column`, `bad_column_type`, `bad_time_type` or
             `null_in_required_column`.
     """
-    frame = _as_polars(events)
-    absent = [name for name in _NEEDED if name not in frame.columns]
+    columns = _columns(events)
+    absent = [name for name in _NEEDED if name not in columns]
     if absent:
         raise InputError(
             f"the frame lacks {', '.join(absent)}", code="missing_column", place="events",
             remedy=f"It needs {', '.join(_NEEDED)}, and may have {', '.join(POLARS_EVENTS)}.",
         )  # fmt: skip
+    n = len(columns[schema.CODE])
     frame = on_the_clock(
-        frame.select(
-            pl.col(name) if name in frame.columns else pl.lit(None, dtype=kind).alias(name)
-            for name, kind in POLARS_EVENTS.items()
+        pl.DataFrame(
+            [
+                columns[name] if name in columns else pl.Series(name, [None] * n, kind)
+                for name, kind in POLARS_EVENTS.items()
+            ]
         )
     )
     for name, kind in POLARS_EVENTS.items():
@@ -49,13 +52,9 @@ def read_records(events: Any) -> pl.DataFrame:
         try:
             read = given.cast(kind)
         except pl.exceptions.PolarsError:  # whose message quotes values
-            read = None
-        whole = read is None or kind != pl.Int64 or not given.dtype.is_float()
-        if read is None or not (whole or (read == given).all()):
-            raise InputError(
-                f"column '{name}' is {given.dtype}", code="bad_column_type",
-                place="events", remedy=f"Cast it to {kind}.",
-            )  # fmt: skip
+            raise _bad_column(name, f"is {given.dtype}", f"Cast it to {kind}.") from None
+        if kind == pl.Int64 and given.dtype.is_float() and not (read == given).all():
+            raise _bad_column(name, "holds numbers that are not whole", f"Cast it to {kind}.")
         frame = frame.with_columns(read)
     if frame[schema.SUBJECT_ID].null_count() or frame[schema.CODE].null_count():
         raise InputError(
@@ -96,20 +95,33 @@ def check_max_tokens(max_tokens: Any) -> None:
         )  # fmt: skip
 
 
-def _as_polars(events: Any) -> pl.DataFrame:
+def _columns(events: Any) -> dict[str, pl.Series]:
+    """The columns of the event table that a frame has."""
     kind = type(events).__module__.partition(".")[0]
-    found = events
-    if kind in ("pandas", "pyarrow") and hasattr(events, "columns"):
-        try:
-            found = pl.from_pandas(events) if kind == "pandas" else pl.from_arrow(events)
-        except (TypeError, ValueError, pl.exceptions.PolarsError):  # whose messages quote values
-            raise InputError(
-                "a column is there twice or holds values of several types", code="bad_column_type",
-                place="events", remedy="Give each column once, with values of its type.",
-            ) from None  # fmt: skip
-    if not isinstance(found, pl.DataFrame):
+    if isinstance(events, pl.DataFrame):
+        names = events.columns
+    elif kind == "pandas" and hasattr(events, "columns"):
+        names = list(events.columns)
+    elif kind == "pyarrow" and hasattr(events, "schema"):
+        names = events.schema.names
+    else:
         raise InputError(
             f"events are a {type(events).__name__}", code="unknown_frame", place="events",
             remedy="Give a table of polars, pandas or pyarrow.",
         )  # fmt: skip
+    found: dict[str, pl.Series] = {}
+    for name in (name for name in POLARS_EVENTS if name in names):
+        if names.count(name) > 1:
+            raise _bad_column(name, "is there twice", "Give it once.")
+        try:
+            found[name] = pl.Series(name, events[name])
+        except (TypeError, ValueError, pl.exceptions.PolarsError):  # whose messages quote values
+            what = "holds values of several types"
+            raise _bad_column(name, what, f"Cast it to {POLARS_EVENTS[name]}.") from None
     return found
+
+
+def _bad_column(name: str, what: str, remedy: str) -> InputError:
+    return InputError(
+        f"column '{name}' {what}", code="bad_column_type", place="events", remedy=remedy
+    )

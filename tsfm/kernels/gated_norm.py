@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from tsfm.errors import InputError
 from tsfm.kernels.argument_checks import wrong_shape
 
 
@@ -38,22 +39,26 @@ def gated_rms_norm(
     Raises:
         InputError: Shapes that do not fit.
     """
-    channels = y.shape[-1:]
-    if y.dim() != 2 or not channels[0]:
+    if y.dim() != 2 or not y.shape[1]:
         raise wrong_shape("y", y, "(T, D), with a channel or more")
-    for name, tensor, shape in (
-        ("u", u, y.shape), ("z", z, y.shape), ("D", D, channels), ("weight", weight, channels),
-    ):  # fmt: skip
-        if tensor.shape != shape:
-            raise wrong_shape(name, tensor, str(tuple(shape)))
-    compiled = y.device.type == "cpu" and all(
-        tensor.dtype == torch.float32 for tensor in (y, u, z, D, weight)
+    channels = y.shape[1:]
+    # Of a step of decoding this is a good part: all at once, and who is wrong only if one is.
+    if not (y.shape == u.shape == z.shape and channels == D.shape == weight.shape):
+        raise _misfit(y.shape, u=u, z=z, D=D, weight=weight)
+    compiled = y.is_cpu and (
+        y.dtype is u.dtype is z.dtype is D.dtype is weight.dtype is torch.float32
     )
     if compiled and not torch.compiler.is_compiling():
         from tsfm.kernels import numba_norm
 
         return numba_norm.gated_norm(y, u, z, D, weight, eps)
     return gated_rms_norm_torch(y, u, z, D, weight, eps)
+
+
+def _misfit(shape: torch.Size, **tensors: Tensor) -> InputError:
+    expected = {"u": shape, "z": shape, "D": shape[1:], "weight": shape[1:]}
+    name = next(name for name, tensor in tensors.items() if tensor.shape != expected[name])
+    return wrong_shape(name, tensors[name], str(tuple(expected[name])))
 
 
 def gated_rms_norm_torch(

@@ -8,13 +8,14 @@ road as the nightly run's, so the same stays get the same numbers.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from tsfm import event_table, schema
-from tsfm.errors import FormatError, InputError
+from tsfm import event_table
+from tsfm.evaluation.given_records import read_records
 from tsfm.models.checkpoint import ModelDirectory
 from tsfm.scoring.batch_score import ScoredCohort, score_events
 from tsfm.tasks.cohorts import Followup
@@ -54,14 +55,14 @@ class TrainedModel:
             Rows of `schema.SCORES`, in a frame of the kind that came in.
 
         Raises:
-            InputError: Not a path and not a data frame; or the model reads waveforms, and those
+            InputError: Not a path and not a data frame; a column of the frame is missing, there
+                twice, not of its type or has a time zone; or the model reads waveforms, and those
                 of the events are not encoded.
-            FormatError: A column of the frame is missing, there twice, or not of its type.
             ModelMismatch: The model was not fine-tuned for the task.
         """
         if isinstance(events, str | Path):
             return self.score_cohort(events, task, signals=signals).scores
-        frame, give_back = _read_frame(events)
+        frame = read_records(events)
         with tempfile.TemporaryDirectory(prefix="tsfm-") as folder:
             with event_table.EventWriter(folder, n_shards=1) as writer:
                 writer.add(frame)
@@ -70,7 +71,7 @@ class TrainedModel:
                 self.directory, folder, task, followup=Followup("complete"), progress=False,
                 signals=signals,
             ).scores  # fmt: skip
-        return give_back(scores)
+        return _way_back(events)(scores)
 
     def score_cohort(
         self, root: str | Path, task: str, *, signals: SignalVectors | None = None
@@ -82,64 +83,8 @@ class TrainedModel:
         return self.directory._repr_html_()
 
 
-def _read_frame(events: Any) -> tuple[pl.DataFrame, Any]:
-    """The events as polars, with the event table's types, and the way back to the caller's kind."""
-    if isinstance(events, pl.DataFrame):
-        return _typed({name: events[name] for name in events.columns}), lambda frame: frame
+def _way_back(events: Any) -> Callable[[pl.DataFrame], Any]:
+    """How scores become a frame of the library that the events came in."""
     kind = type(events).__module__.partition(".")[0]
-    if kind == "pandas" and hasattr(events, "columns"):
-        return _typed(_columns(events, list(events.columns))), lambda frame: frame.to_pandas()
-    if kind == "pyarrow" and hasattr(events, "schema"):
-        return _typed(_columns(events, events.schema.names)), lambda frame: frame.to_arrow()
-    raise InputError(
-        f"events are a {type(events).__name__}",
-        code="unknown_frame",
-        place="events",
-        remedy=f"Give a path, or a polars, pandas or pyarrow table with {schema.EVENTS.names}.",
-    )
-
-
-def _columns(events: Any, names: list[Any]) -> dict[str, pl.Series]:
-    """The columns of the event table that another library's frame has."""
-    found: dict[str, pl.Series] = {}
-    for name in names:
-        if name in event_table.POLARS_EVENTS:
-            if names.count(name) > 1:
-                raise _bad_column(name, "is there twice")
-            try:
-                found[name] = pl.Series(name, events[name])
-            # What they raise quotes the value, and is told without it.
-            except (TypeError, ValueError, pl.exceptions.PolarsError):
-                raise _bad_column(name, "holds values of several types") from None
-    return found
-
-
-def _typed(columns: dict[str, pl.Series]) -> pl.DataFrame:
-    """An event frame of the event table's types, from columns that can be read as them."""
-    for name in (schema.SUBJECT_ID, schema.TIME, schema.CODE):
-        if name not in columns:
-            raise _bad_column(name, "is missing")
-    typed: list[pl.Series] = []
-    for name, kind in event_table.POLARS_EVENTS.items():
-        if name not in columns:
-            continue
-        column = columns[name]
-        try:
-            read = column.cast(kind)
-        # The message of polars quotes values.
-        except pl.exceptions.PolarsError:
-            raise _bad_column(name, f"can't be read as {kind}") from None
-        if kind == pl.Int64 and column.dtype.is_float() and not (read == column).all():
-            raise _bad_column(name, "holds numbers that are not whole")
-        typed.append(read)
-    return pl.DataFrame(typed)
-
-
-def _bad_column(name: str, what: str) -> FormatError:
-    return FormatError(
-        f"the column '{name}' of the events {what}",
-        code="bad_column",
-        place="events",
-        remedy=f"Give {schema.SUBJECT_ID}, {schema.TIME}, {schema.CODE} and what else there is of "
-        "`schema.EVENTS`, each once and of its type.",
-    )
+    ways = {"pandas": pl.DataFrame.to_pandas, "pyarrow": pl.DataFrame.to_arrow}
+    return ways.get(kind, lambda frame: frame)
