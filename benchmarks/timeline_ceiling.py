@@ -1,8 +1,8 @@
 """How far our model is from the truth: readmission, death in the stay, and its length.
 
 A hospital is simulated whose hazards are known, and with them the risk of every discharge and of
-every stay a day after its admission: nobody can rank better than those. One timeline model is
-pretrained and fine-tuned to the three tasks at once, three times from different seeds, and held-out
+every stay a day after its admission: nobody can rank better than those. Three timeline models are
+pretrained from different seeds, each is fine-tuned to the three tasks at once, and held-out
 patients are asked about: `ours` is the mean of the three, `boosting` stands on count features, and
 `stack` is both, weighed on the tuning patients, who have also stopped both trainings. With the true
 risks known, the AUROC to be expected is told without the luck of what happened; what happened is
@@ -81,12 +81,14 @@ class Setup:
 QUICK = Setup(patients=300, d_model=16, n_layers=1, epochs=1, tuning_epochs=1, members=1)
 
 
-def train(hospital: Hospital, setup: Setup) -> dict[str, Any]:
+def train(hospital: Hospital, setup: Setup, member: int) -> dict[str, Any]:
     """Pretrain on all training patients."""
     return pretrain_form(
-        "mamba", hospital.store, hospital.form_folder("mamba"),
+        "mamba", hospital.store, pretrained_folder(hospital, member),
         MambaConfig(d_model=setup.d_model, n_layers=setup.n_layers),
-        TrainConfig(epochs=setup.epochs, lr=setup.lr, max_tokens=setup.max_tokens, seed=setup.seed),
+        TrainConfig(
+            epochs=setup.epochs, lr=setup.lr, max_tokens=setup.max_tokens, seed=setup.seed + member
+        ),
     )  # fmt: skip
 
 
@@ -97,13 +99,17 @@ def tune(
     # Left by a run that was stopped before it wrote down what it found.
     shutil.rmtree(member_folder(hospital, member), ignore_errors=True)
     result = multitask_finetune(
-        hospital.form_folder("mamba"), hospital.folder / "tokens", cohorts,
+        pretrained_folder(hospital, member), hospital.folder / "tokens", cohorts,
         member_folder(hospital, member), progress=False,
         config=MultitaskConfig(
             train=replace(FINETUNE_DEFAULTS, epochs=setup.tuning_epochs, seed=setup.seed + member)
         ),
     )  # fmt: skip
     return {"tuning_loss": result.tuning_loss}
+
+
+def pretrained_folder(hospital: Hospital, member: int) -> Path:
+    return hospital.form_folder(f"mamba-{member}")
 
 
 def member_folder(hospital: Hospital, member: int) -> Path:
@@ -290,9 +296,9 @@ def main() -> None:
         name: find_cohort(out / "events", name, rules=None if name == READMISSION else apart)
         for name in TUNED
     }
-    pretrained = once(out, "pretrain", lambda: train(hospital, setup))
-    tuned, members = [], []
+    pretrained, tuned, members = [], [], []
     for i in range(setup.members):
+        pretrained.append(once(out, f"pretrain {i}", lambda i=i: train(hospital, setup, i)))
         tuned.append(once(out, f"fine-tune {i}", lambda i=i: tune(hospital, cohorts, setup, i)))
         members.append(once(out, f"ask {i}", lambda i=i: ask(hospital, cohorts, i)))
     boosted = once(out, "boost", lambda: boost(hospital, cohorts))
