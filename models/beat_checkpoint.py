@@ -76,7 +76,7 @@ def load_beat_classifier(path_or_name: str | Path) -> BeatClassifier:
     """
     folder = find_model(path_or_name)
     stored, digest = read_signal_directory(folder, BEAT_CLASSIFIER_TYPE)
-    usual = BeatClassifierConfig("any", 1, 1.0, 1.0, 1.0, 1.0)
+    usual = BeatClassifierConfig("any", 1, 1.0, 1.0, 1.0, 1.0, 0.0)
     config = read_sizes(stored["model"], usual, str(folder), complete=True)
     try:
         arrays = load_file(folder / "model.safetensors")
@@ -113,6 +113,8 @@ def beat_classifier_card(classifier: BeatClassifier, *, facts: Mapping[str, Any]
             f"- features of a beat: {trees.n_features} (tsfm.signals.beat_features)",
             f"- no S where intervals step by more than {config.irregular:g} of their length",
             f"- weights in the decision: S {config.s_scale:g} against N, F {config.f_scale:g}",
+            f"- {config.v_shared:.0%} of V's probability is the mean over the record's beats of the"
+            " same shape",
             "- probabilities: means of softmax scores, without the weight"
             f" ({config.s_weight:g}) that S had in the fit",
             f"- written by: tsfm {__version__}", "", "## Training", "", *(told or ["- not told"]),

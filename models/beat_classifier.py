@@ -2,9 +2,10 @@
 
 Boosted trees (`boosted_trees`) read the features of each beat (`tsfm.signals.beat_features`): when
 it comes, what shape it has against the patient's usual beat, and its P wave. Classes are those of
-ANSI/AAMI EC57. A beat is ventricular or a fusion if that is likeliest; else it is supraventricular
-or normal by weight, and supraventricular only where the rhythm is regular: in fibrillation no beat
-is early.
+ANSI/AAMI EC57. How likely a beat is ventricular is also asked of all beats of the record that look
+like it. A beat is ventricular or a fusion if that is likeliest; else it is supraventricular or
+normal by weight, and supraventricular only where the rhythm is regular: in fibrillation no beat is
+early.
 
 Records are read as a whole, so it is for records, not for streams. Unclassifiable and paced beats
 are no class of it. It names beats and makes no diagnosis.
@@ -22,7 +23,7 @@ from scipy.special import softmax
 
 from tsfm.errors import InputError, ModelMismatch
 from tsfm.models.boosted_trees import BoostedTrees
-from tsfm.signals.beat_features import read_beats
+from tsfm.signals.beat_features import mean_over_alike, read_beats
 from tsfm.signals.beats import find_r_peaks
 from tsfm.signals.filters import as_samples
 
@@ -46,6 +47,8 @@ class BeatClassifierConfig:
         s_weight: Weight of supraventricular beats in the fit.
         s_scale: Weight of S against N in the decision, on top of that of the fit.
         f_scale: Weight of F in the decision.
+        v_shared: Share of the probability of V that is the mean over the record's beats of the
+            same shape, 0 to 1.
     """
 
     features: str
@@ -54,12 +57,15 @@ class BeatClassifierConfig:
     s_weight: float
     s_scale: float
     f_scale: float
+    v_shared: float
 
     def __post_init__(self) -> None:
         """Refuse what no fit has."""
         weights = (self.irregular, self.s_weight, self.s_scale, self.f_scale)
         if self.n_members < 1 or not self.features.split() or not all(w > 0 for w in weights):
             raise ValueError("at least one member and one feature, and positive weights")
+        if not 0 <= self.v_shared <= 1:
+            raise ValueError("a share from 0 to 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +157,7 @@ class BeatClassifier:
         beats = read_beats(leads, peaks, fs_hz=float(fs_hz))
         values, names = np.nan_to_num(beats.values), beats.names
         found = self.score(_columns(values, names, self.config.features.split()))
+        found = share_v(found, beats.windows, self.config.v_shared)
         regular = values[:, names.index(REGULARITY)] <= self.config.irregular
         number = decide(found, regular, s_scale=self.config.s_scale, f_scale=self.config.f_scale)
         there = np.isfinite(leads[0, peaks])
@@ -161,7 +168,7 @@ class BeatClassifier:
         )
 
     def score(self, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """What `decide` decides on: probabilities as fitted, S weighted as in the fit.
+        """Probabilities of each beat by itself, as fitted, S weighted as in the fit.
 
         Args:
             values: (n_beats, n_features) in the order of the configuration.
@@ -189,6 +196,29 @@ class BeatClassifier:
         )
 
 
+def share_v(
+    found: npt.NDArray[np.float64], windows: npt.NDArray[np.float32], share: float
+) -> npt.NDArray[np.float64]:
+    """Probabilities with that of V shared among the beats of a record that look alike.
+
+    Beats of one shape come from one place of the heart: where the trees waver among them, their
+    mean is right more often than each of them. What is left is N, S and F in the odds they had.
+
+    Args:
+        found: (n_beats, 4) of one record, as `BeatClassifier.score` gives it.
+        windows: (n_beats, 2, n_points) of the same beats, from `read_beats`.
+        share: How much of V is the mean over beats of the same shape.
+
+    Returns:
+        (n_beats, 4), rows adding up to one.
+    """
+    own = found[:, _V]
+    v = (1 - share) * own + share * mean_over_alike(windows, found[:, [_V]])[:, 0]
+    rest = found * ((1 - v) / np.maximum(1 - own, 1e-12))[:, None]
+    rest[:, _V] = v
+    return rest / rest.sum(1, keepdims=True)
+
+
 def decide(
     found: npt.NDArray[np.float64],
     regular: npt.NDArray[np.bool_],
@@ -199,7 +229,7 @@ def decide(
     """Class of each beat: V or F if that is likeliest, else S against N by weight.
 
     Args:
-        found: (n_beats, 4) as `BeatClassifier.score` gives it.
+        found: (n_beats, 4) as `share_v` gives it.
         regular: (n_beats,) where the rhythm is regular; elsewhere no beat is S.
         s_scale: Weight of S against N.
         f_scale: Weight of F against the others.

@@ -17,7 +17,13 @@ from safetensors.numpy import load_file, save_file
 
 from tsfm.errors import InputError, IntegrityError, ModelMismatch
 from tsfm.models.beat_checkpoint import load_beat_classifier, save_beat_classifier
-from tsfm.models.beat_classifier import CLASSES, BeatClassifier, BeatClassifierConfig, decide
+from tsfm.models.beat_classifier import (
+    CLASSES,
+    BeatClassifier,
+    BeatClassifierConfig,
+    decide,
+    share_v,
+)
 from tsfm.models.boosted_trees import BoostedTrees
 from tsfm.models.checkpoint import PRETRAINED
 from tsfm.simulation.waveforms import Beats, simulate_beats, simulate_ecg
@@ -164,6 +170,23 @@ def test_the_class_is_decided_as_it_says() -> None:
     assert decide(found, ~regular, s_scale=4, f_scale=0.3).tolist() == [0, 0, 2, 3, 0]
 
 
+def test_v_is_shared_among_beats_that_look_alike() -> None:
+    narrow, wide = np.zeros((2, 2, 85), np.float32)
+    narrow[:, 33:37], wide[:, 25:50] = 1.0, -2.0
+    windows = np.stack([narrow, wide, narrow, wide, wide, wide * 0.2])
+    v = np.array([0.05, 0.9, 0.15, 0.8, 0.1, 0.3])
+    found = np.stack([0.6 * (1 - v), 0.3 * (1 - v), v, 0.1 * (1 - v)], 1)
+    wholly = share_v(found, windows, 1.0)
+    np.testing.assert_allclose(wholly[:, 2], [0.1, 0.6, 0.1, 0.6, 0.6, 0.3], atol=1e-4)
+    np.testing.assert_allclose(share_v(found, windows, 0.5)[4, 2], 0.35, atol=1e-4)
+    np.testing.assert_allclose(share_v(found, windows, 0.0), found)
+    np.testing.assert_allclose(wholly[:, 0], 6 * wholly[:, 3])
+    np.testing.assert_allclose(wholly.sum(1), 1)
+    certain = share_v(np.array([[0.0, 0.0, 1.0, 0.0]] * 2), windows[:2], 0.8)
+    np.testing.assert_array_equal(certain, [[0.0, 0.0, 1.0, 0.0]] * 2)
+    assert share_v(found[:0], windows[:0], 0.8).shape == (0, 4)
+
+
 def small() -> BeatClassifier:
     """One stump a class: the interval before a beat, against the usual one."""
     trees = BoostedTrees(
@@ -173,7 +196,7 @@ def small() -> BeatClassifier:
         right=~np.arange(1, 8, 2, dtype=np.int32), missing=np.zeros(4, np.int8),
         default_left=np.zeros(4, np.bool_), leaf=np.array([0.0, 3, 2, 0, 3, 0, 0, 0]),
     )  # fmt: skip
-    return BeatClassifier(trees, BeatClassifierConfig("before_base", 1, 0.12, 2.0, 1.0, 0.3))
+    return BeatClassifier(trees, BeatClassifierConfig("before_base", 1, 0.12, 2.0, 1.0, 0.3, 0.0))
 
 
 def test_probabilities_are_without_the_weight_of_the_fit(record: tuple[Beats, np.ndarray]) -> None:
@@ -225,6 +248,7 @@ FORGED = {
     "two members": configured(n_members=2),
     "no member": configured(n_members=0),
     "a negative weight": configured(s_scale=-1.0),
+    "more than all of V": configured(v_shared=1.5),
     "a text": configured(irregular="0.12"),
     "no feature": configured(features=" "),
     "a far node": forged("left", 4),

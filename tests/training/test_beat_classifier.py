@@ -80,6 +80,14 @@ def test_scores_are_the_mean_of_what_lightgbm_predicts(table: BeatTable) -> None
     np.testing.assert_allclose(fit_rows(table, rows, n_seeds=2).score(x), expected, atol=1e-12)
 
 
+def test_v_is_shared_within_a_record_only(table: BeatTable) -> None:
+    found = np.tile([0.7, 0.1, 0.1, 0.1], (len(table.y), 1))
+    rows = table.record == "r3"
+    found[rows] = [0.1, 0.1, 0.7, 0.1]
+    shared = table.shared(found, 1.0)
+    np.testing.assert_allclose(shared, found, atol=1e-6)
+
+
 def test_records_of_one_person_are_in_one_fold() -> None:
     records = [record(seed, subject=f"p{seed // 2}") for seed in range(8)]
     table = BeatTable(records)

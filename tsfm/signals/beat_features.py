@@ -29,6 +29,7 @@ WINDOW_HZ = 125.0
 BEFORE_S, AFTER_S = 0.28, 0.40
 _BAND_HZ = (0.5, 35.0)
 _QRS_S, _WIDE_S, _T_S = (-0.09, 0.11), (-0.14, 0.20), (0.14, 0.38)
+_SHAPE_S = (-0.10, 0.16)
 _P_S, _LEVEL_S = (-0.25, -0.07), (-0.28, -0.10)
 _EARLY, _NEW_RHYTHM_S = 0.87, 40.0
 _OF_NEIGHBOURS = ("before_base", "qrs_like", "width_ratio", "size", "p_like", "area_size")
@@ -54,28 +55,11 @@ class BeatFeatures:
     names: tuple[str, ...]
     windows: npt.NDArray[np.float32]
 
-
-def beat_features(
-    ecg: npt.ArrayLike, r_peaks: npt.ArrayLike, *, fs_hz: float
-) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """Features of every beat as one table, every third point of the first lead's window with them.
-
-    Args:
-        ecg: As `read_beats`.
-        r_peaks: As `read_beats`.
-        fs_hz: Sampling rate.
-
-    Returns:
-        (n_beats, n_features), NaN for a second lead that is not there, and the features' names;
-        always the same ones.
-
-    Raises:
-        InputError: As `read_beats`.
-    """
-    beats = read_beats(ecg, r_peaks, fs_hz=fs_hz)
-    seconds = np.arange(beats.windows.shape[2])[::3] / WINDOW_HZ - BEFORE_S
-    names = [*beats.names, *(f"shape_{round(1000 * s)}" for s in seconds)]
-    return np.concatenate([beats.values, beats.windows[:, 0, ::3]], 1), names
+    def with_waveform(self) -> tuple[npt.NDArray[np.float32], list[str]]:
+        """Every third point of the first lead's window beside the values, and the names of all."""
+        seconds = np.arange(self.windows.shape[2])[::3] / WINDOW_HZ - BEFORE_S
+        names = [*self.names, *(f"shape_{round(1000 * s)}" for s in seconds)]
+        return np.concatenate([self.values, self.windows[:, 0, ::3]], 1), names
 
 
 def read_beats(ecg: npt.ArrayLike, r_peaks: npt.ArrayLike, *, fs_hz: float) -> BeatFeatures:
@@ -121,6 +105,24 @@ def read_beats(ecg: npt.ArrayLike, r_peaks: npt.ArrayLike, *, fs_hz: float) -> B
         columns |= {f"next_{name}": _shift(columns[name], 1)}
     values = np.stack(list(columns.values()), 1).astype(np.float32)
     return BeatFeatures(values, tuple(columns), windows.astype(np.float32))
+
+
+def mean_over_alike(
+    windows: npt.NDArray[np.float32], told: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Means over the beats of one record whose QRS complex is of the same shape and size.
+
+    Args:
+        windows: (n_beats, 2, n_points) of a whole record, as `read_beats` gives them.
+        told: (n_beats, n) what is averaged.
+
+    Returns:
+        (n_beats, n); a beat of a shape of its own keeps what it has.
+    """
+    offsets = np.arange(windows.shape[2]) - round(BEFORE_S * WINDOW_HZ)
+    shapes = windows[:, :, _part(offsets, _SHAPE_S)]
+    shapes = shapes.reshape(len(windows), shapes.shape[1] * shapes.shape[2])
+    return _over_alike(np.ascontiguousarray(shapes, np.float32), told.astype(np.float32))[0]
 
 
 def _rhythm(beat_s: Signal) -> dict[str, Signal]:

@@ -25,9 +25,10 @@ from tsfm.models.beat_classifier import (
     BeatClassifier,
     BeatClassifierConfig,
     decide,
+    share_v,
 )
 from tsfm.models.boosted_trees import from_lightgbm
-from tsfm.signals.beat_features import beat_features
+from tsfm.signals.beat_features import read_beats
 
 N_FOLDS = 6
 N_SEEDS = 3
@@ -37,6 +38,9 @@ IRREGULAR = 0.12
 
 S_WEIGHT = 3.0
 F_SCALE = 0.3
+V_SHARED = 0.8
+"""How much of the probability of V is the mean over the record's beats of the same shape."""
+
 S_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)
 _BOOSTING: dict[str, Any] = {
     "objective": "multiclass", "num_class": len(CLASSES), "num_leaves": 8, "learning_rate": 0.08,
@@ -88,6 +92,7 @@ class BeatTable:
     Attributes:
         names: (n_features,) of all features, the waveform's points among them.
         x: (n_beats, n_features).
+        windows: (n_beats, 2, n_points) as `read_beats` gives them.
         y: (n_beats,) places in `CLASSES`.
         record: (n_beats,) name of the record.
         subject: Of each record.
@@ -105,9 +110,11 @@ class BeatTable:
             raise InputError(
                 "no records", code="no_records", place="BeatTable", remedy="Give at least one."
             )
-        parts = [beat_features(r.signal[:2], r.beats, fs_hz=r.fs_hz) for r in records]
+        beats = [read_beats(r.signal[:2], r.beats, fs_hz=r.fs_hz) for r in records]
+        parts = [each.with_waveform() for each in beats]
         self.names = parts[0][1]
         self.x = np.nan_to_num(np.concatenate([x for x, _ in parts]))
+        self.windows = np.concatenate([each.windows for each in beats])
         number = {name: i for i, name in enumerate(CLASSES)}
         self.y = np.concatenate([[number.get(str(c), 0) for c in r.classes] for r in records])
         self.record = np.concatenate([[r.name] * len(r.beats) for r in records])
@@ -123,6 +130,14 @@ class BeatTable:
     def regular(self) -> Rows:
         """(n_beats,) where the rhythm is regular."""
         return self.x[:, self.names.index(REGULARITY)] <= IRREGULAR
+
+    def shared(self, found: Floats, share: float = V_SHARED) -> Floats:
+        """Scores of all beats with V shared among those that look alike, record by record."""
+        told = np.empty_like(found)
+        for name in self.subject:
+            rows = self.record == name
+            told[rows] = share_v(found[rows], self.windows[rows], share)
+        return told
 
 
 Predict = Callable[[BeatTable], Floats]
@@ -170,7 +185,7 @@ def fit_rows(table: BeatTable, rows: Rows, *, n_seeds: int, s_scale: float = 1.0
     boosters = fit_boosters(table.x[rows][:, table.columns], y, weight, n_seeds=n_seeds)
     config = BeatClassifierConfig(
         features=" ".join(table.names[i] for i in table.columns), n_members=n_seeds,
-        irregular=IRREGULAR, s_weight=S_WEIGHT, s_scale=s_scale, f_scale=F_SCALE,
+        irregular=IRREGULAR, s_weight=S_WEIGHT, s_scale=s_scale, f_scale=F_SCALE, v_shared=V_SHARED,
     )  # fmt: skip
     return BeatClassifier(from_lightgbm(*boosters), config)
 
@@ -218,7 +233,7 @@ def fit_scores(table: BeatTable, rows: Rows, n_seeds: int) -> Predict:
         n_seeds: Fits whose probabilities are averaged.
     """
     classifier = fit_rows(table, rows, n_seeds=n_seeds)
-    return lambda other: classifier.score(other.x[:, other.columns])
+    return lambda other: other.shared(classifier.score(other.x[:, other.columns]))
 
 
 def out_of_fold(table: BeatTable, *, n_seeds: int, fit: Fit = fit_scores) -> Floats:
@@ -230,7 +245,7 @@ def out_of_fold(table: BeatTable, *, n_seeds: int, fit: Fit = fit_scores) -> Flo
         fit: The recipe, or another one to compare it with.
 
     Returns:
-        (n_beats, 4) as `BeatClassifier.score` gives them.
+        (n_beats, 4) as `share_v` gives them.
 
     Raises:
         InputError: As `fit_rows`; `too_few_subjects`: there is one person only.
