@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tsfm.errors import InputError
-from tsfm.signals.beat_features import read_beats
+from tsfm.signals.beat_features import mean_over_alike, read_beats
 from tsfm.simulation.waveforms import simulate_beats, simulate_ecg
 
 
@@ -76,3 +76,21 @@ def test_a_record_without_beats_has_no_features_but_their_names() -> None:
     none = read_beats(np.zeros((2, 3600)), [], fs_hz=360.0)
     assert none.values.shape == (0, len(some.names))
     assert none.names == some.names
+
+
+def test_means_over_a_long_record_are_those_of_its_shapes():
+    rng = np.random.default_rng(0)
+    n = 9001
+    kind = rng.random(n) < 0.3
+    narrow, wide, own = np.zeros((3, 2, 85), np.float32)
+    narrow[:, 33:37], wide[:, 25:50], own[:, 30:50:2] = 1.0, -2.0, 3.0
+    windows = np.where(kind[:, None, None], wide, narrow)
+    alone = 5  # of a shape of its own, and none of those that all are held against
+    windows[alone] = own
+    told = rng.random((n, 1)) + kind[:, None]
+    found = mean_over_alike(windows, told)[:, 0]
+    rest = np.arange(n) != alone
+    for k in (False, True):
+        rows = rest & (kind == k)
+        np.testing.assert_allclose(found[rows], told[rows].mean(), atol=0.03)
+    assert abs(found[alone] - told[alone, 0]) < 0.01

@@ -32,6 +32,7 @@ _QRS_S, _WIDE_S, _T_S = (-0.09, 0.11), (-0.14, 0.20), (0.14, 0.38)
 _SHAPE_S = (-0.10, 0.16)
 _P_S, _LEVEL_S = (-0.25, -0.07), (-0.28, -0.10)
 _EARLY, _NEW_RHYTHM_S = 0.87, 40.0
+_MOST_ALIKE = 4096  # beats of a record that each is held against; half an hour has fewer
 _OF_NEIGHBOURS = ("before_base", "qrs_like", "width_ratio", "size", "p_like", "area_size")
 _OF_ALIKE, _ALIKE = ("before_base", "after_base", "before_after", "before_high"), 0.8
 _OF_SECOND = (
@@ -290,17 +291,28 @@ def _alike(windows: Signal, columns: dict[str, Signal]) -> dict[str, Signal]:
 def _over_alike(
     shapes: npt.NDArray[np.float32], told: npt.NDArray[np.float32]
 ) -> tuple[Signal, Signal]:
-    """Means of `told` over beats of the same shape, and their share of all beats."""
-    power = (shapes**2).sum(1)
-    means, share = np.empty_like(told), np.empty(len(told), np.float32)
-    for start in range(0, len(shapes), 512):
+    """Means of `told` over beats of the same shape, and their share of all beats.
+
+    Of a long record some thousands of its beats, evenly spread, stand for all, and each beat for
+    itself: the cost grows with the length of the record, not with its square.
+    """
+    n = len(shapes)
+    asked = np.unique(np.rint(np.linspace(0, max(n - 1, 0), min(n, _MOST_ALIKE))).astype(np.int64))
+    apart = np.ones(n, np.float32)
+    apart[asked] = 0
+    others, told_of = shapes[asked], told[asked]
+    power, power_of = (shapes**2).sum(1), (others**2).sum(1)
+    means, share = np.empty_like(told), np.empty(n, np.float32)
+    for start in range(0, n, 512):
         rows = slice(start, start + 512)
-        both = power[rows, None] + power[None] + np.float32(1e-6)
-        like = 2 * shapes[rows] @ shapes.T / both  # 1 for equal ones, amplitude counted
+        both = power[rows, None] + power_of[None] + np.float32(1e-6)
+        like = 2 * shapes[rows] @ others.T / both  # 1 for equal ones, amplitude counted
         weight = np.clip((like - _ALIKE) / (1 - _ALIKE), 0, 1) ** 2 + np.float32(1e-6)
-        total = weight.sum(1, keepdims=True)
-        means[rows] = weight @ told / total
-        share[rows] = (like > 0.5 * (1 + _ALIKE)).mean(1)
+        own = apart[rows, None]
+        total = weight.sum(1, keepdims=True) + own
+        means[rows] = (weight @ told_of + own * told[rows]) / total
+        alike = (like > 0.5 * (1 + _ALIKE)).sum(1)
+        share[rows] = (alike + own[:, 0]) / (len(asked) + own[:, 0])
     return means.astype(np.float64), share.astype(np.float64)
 
 
