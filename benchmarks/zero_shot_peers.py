@@ -177,13 +177,16 @@ def weighted_quantile_loss(levels: Floats, quantiles: Floats, y: Floats) -> floa
     """Pinball losses of all points and levels, twice their mean over levels, over the sum of |y|.
 
     Large series weigh more. With many even levels it tends to the mean CRPS over the mean of |y|.
+    NaN where all truths are nought: there is no size to compare the losses with.
 
     Args:
         levels: (n_levels,) in (0, 1).
         quantiles: (..., n_levels).
         y: (...).
     """
-    return float(2 * _pinball(levels, quantiles, y).mean(axis=-1).sum() / np.abs(y).sum())
+    size = np.abs(y).sum()
+    loss = 2 * _pinball(levels, quantiles, y).mean(axis=-1).sum()
+    return float(loss / size) if size else float("nan")
 
 
 def score_forecasts(

@@ -28,7 +28,8 @@ MAX_SIGNALS = 4096
 MAX_SEGMENTS = 100_000
 MAX_SAMPLES_PER_FRAME = 100_000
 MAX_RECORD_SAMPLES = 2**29  # over all signals: 1 GiB of 16-bit samples
-MAX_FS_HZ = 10_000_000.0
+MIN_FS_HZ, MAX_FS_HZ = 1e-5, 1e7  # from a value a day
+MIN_GAIN, MAX_GAIN, MAX_ADC = 1e-12, 1e15, 2**31  # beyond, values are no numbers of 32 bits
 FIRST_YEAR, LAST_YEAR = 1850, 2999  # MIMIC-II moved its dates as far as the 29th century
 
 NULL_NAME = "~"  # a signal or a segment without samples
@@ -54,7 +55,9 @@ INVALID_SAMPLE = {
 
 _RECORD_NAME = re.compile(r"([-\w]+)(?:/(\d{1,9}))?", re.ASCII)
 _FS = re.compile(
-    r"(\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})(?:/[-+.\d]{1,40}(?:\([-+.\d]{1,40}\))?)?", re.ASCII
+    r"((?:\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][-+]?\d{1,3})?)"
+    r"(?:/[-+.\d]{1,40}(?:\([-+.\d]{1,40}\))?)?",
+    re.ASCII,
 )
 _INTEGER = re.compile(r"[-+]?\d{1,15}", re.ASCII)
 _TIME = re.compile(r"(?:(?:(\d{1,2}):)?(\d{1,2}):)?(\d{1,2})(?:\.(\d{1,9}))?", re.ASCII)
@@ -91,7 +94,7 @@ class SignalLine:
         gain: ADC steps a unit; None where the signal is not calibrated.
         baseline: ADC value of zero units.
         units: Physical unit; None where the signal is not calibrated.
-        init_value: First sample, from which format 8 counts on.
+        init_value: First sample, from which format 8 counts on; by default the ADC value of zero.
         checksum: 16-bit sum of the samples; None where absent or 0, which many writers put there.
         name: Its name or description; may be empty.
     """
@@ -124,7 +127,7 @@ class RecordHeader:
     Attributes:
         fs_hz: Frames a second.
         n_signals: Declared number of signals.
-        n_frames: Declared length; None where it is left to the size of the files.
+        n_frames: Declared length; None where that is 0 or absent: the size of the files tells it.
         start_time: On the wall clock; None unless both date and time are given.
         signals: Of a record of one segment.
         segments: Of a record of several.
@@ -296,7 +299,8 @@ def _parse_lines(lines: list[str]) -> RecordHeader:
     fs_hz = _sampling_rate(tokens[2]) if len(tokens) > 2 else None
     if fs_hz is None:
         raise RecordError("no_sampling_rate")
-    n_frames = _integer(tokens[3], low=0) if len(tokens) > 3 else None
+    # The manual: no samples are an unspecified number of samples.
+    n_frames = (_integer(tokens[3], low=0) or None) if len(tokens) > 3 else None
     header = RecordHeader(
         fs_hz=fs_hz,
         n_signals=n_signals,
@@ -319,7 +323,7 @@ def _integer(token: str, *, low: int | None = None) -> int:
 def _sampling_rate(token: str) -> float:
     match = _FS.fullmatch(token)
     fs_hz = float(match[1]) if match else math.nan
-    if not 0 < fs_hz <= MAX_FS_HZ:
+    if not MIN_FS_HZ <= fs_hz <= MAX_FS_HZ:
         raise RecordError("bad_sampling_rate")
     return fs_hz
 
@@ -359,12 +363,16 @@ def _signal_line(line: str) -> SignalLine:
     if not 1 <= samples_per_frame <= MAX_SAMPLES_PER_FRAME:
         raise RecordError("bad_header")
     numbers = [_integer(token) for token in tokens[3:8]]
-    adc_zero, init_value, checksum = [*numbers[1:4], 0, 0, 0][:3]
+    adc_zero = numbers[1] if len(numbers) > 1 else 0
+    init_value = numbers[2] if len(numbers) > 2 else adc_zero
+    checksum = numbers[3] if len(numbers) > 3 else 0
     # A gain of 0, or none, says "not calibrated": no value in millivolts may be claimed.
     gain = float(scale[1]) if scale else 0.0
-    if not math.isfinite(gain):
-        raise RecordError("bad_header")
     baseline = int(scale[2]) if scale and scale[2] else adc_zero
+    if gain and not MIN_GAIN <= abs(gain) <= MAX_GAIN:
+        raise RecordError("bad_header")
+    if max(abs(baseline), abs(init_value)) > MAX_ADC:
+        raise RecordError("bad_header")
     return SignalLine(
         file=tokens[0],
         format=int(kind[1]),

@@ -59,8 +59,16 @@ def ingest_wfdb(
 
     Raises:
         InputError: Source, output or subjects can't be used as given.
-        FormatError: More records were set aside than allowed, or none could be used.
+        FormatError: More records were set aside than allowed, none could be used, or events of the
+            table would point to records that are not read (`dangling_signals`).
     """
+    if not 0 <= max_quarantined <= 1:
+        raise InputError(
+            "the largest share set aside is not between 0 and 1",
+            code="bad_max_quarantined",
+            place="--max-quarantined",
+            remedy="Give a share such as 0.5.",
+        )
     root = _source_folder(src)
     summary = IngestSummary("wfdb")
     merging = any(schema.data_dir(out).glob("*.parquet"))
@@ -95,10 +103,11 @@ def ingest_wfdb(
                     seen.add(name)
                     origin = origins.find(name, header.start_time)
                     leads = read_leads(header, root / name, root)
+                    signal_id = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+                    events = _events(leads, signal_id, origin)
                 except RecordError as error:
                     quarantine.add(error.reason, file=f"{name}.hea", kind=RECORD)
                     continue
-                signal_id = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
                 writer.add(
                     leads,
                     signal_id=signal_id,
@@ -112,11 +121,12 @@ def ingest_wfdb(
                 tally["silent"] += header.n_signals - len(leads)
                 tally["uncalibrated"] += sum(lead.gain is None for lead in leads)
                 tally["unchecked"] += any(lead.checksum_ok is None for lead in leads)
-                rows += _events(leads, signal_id, origin)
+                rows += events
             summary.rows_read[RECORD] = len(names)
             summary.rows_used[RECORD] = tally["used"]
             summary.quarantined = dict(quarantine.counts)
             _check_share(summary, max_quarantined, place=str(src))
+            _check_dangling(origins.signals - {row[schema.SIGNAL_ID] for row in rows}, str(out))
     finally:
         quarantine.close()
     info = _write_events(out, rows, source_ids, source_name(src), merging=merging)
@@ -194,7 +204,11 @@ def _try_header(name: str, root: Path) -> RecordHeader | RecordError:
 
 
 def _events(leads: list[Lead], signal_id: str, origin: Origin) -> list[dict[str, Any]]:
-    """One event a kind of signal."""
+    """One event a kind of signal.
+
+    Raises:
+        RecordError: `time_out_of_range`: the record ends after the last year.
+    """
     seconds = max(len(lead.samples) / lead.fs_hz for lead in leads)
     end = add_seconds(origin.latest_start, seconds) if origin.latest_start else None
     n_leads = Counter(lead.modality for lead in leads)
@@ -234,6 +248,17 @@ def _check_share(summary: IngestSummary, max_quarantined: float, *, place: str) 
             code="no_usable_record",
             place=place,
             remedy=f"Set aside: {reasons or 'none'}.",
+        )
+
+
+def _check_dangling(signals: set[str], place: str) -> None:
+    """Refuse to leave events whose records are in no store: nobody could read them."""
+    if signals:
+        raise FormatError(
+            f"{len(signals)} records that events point to are not among those read",
+            code="dangling_signals",
+            place=place,
+            remedy="Ingest all records of the data set at once, or make the data set anew.",
         )
 
 
@@ -289,7 +314,12 @@ def _notes(tally: Counter[str], origins: Origins, seen: set[str], n_links: int) 
         (tally["unchecked"], "records have no checksum to compare"),
         (tally["silent"], "signals without a single measurement were left out"),
         (n_rows, "rows of the table of subjects name no readable record"),
-        (origins.n_unknown_encounters, "records name an encounter that the event table lacks"),
+        (
+            origins.n_unknown_encounters,
+            "records name an encounter that is no stay of their subject in the event table",
+        ),
+        (origins.n_dropped_offsets, "start times have an offset, which the wall clock drops"),
+        (origins.n_late, "records begin after the data set's end (data_as_of)"),
         (n_links, "links to folders were not followed"),
     ):
         if n:

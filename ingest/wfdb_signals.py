@@ -1,10 +1,11 @@
 # pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
 """Samples of a WFDB record, one `Lead` a signal, each at its own rate.
 
-The `wfdb` package reads the samples of one segment at a time; the header is ours
-(`tsfm.ingest.wfdb_headers`), and the package must agree with it. Segments are put together here,
-because the package refuses segments of unequal gain in digital form and fills what is missing with
-a value: here a segment without a signal is a gap.
+The `wfdb` package reads the samples of one segment at a time, by a header that is written for it
+from ours (`tsfm.ingest.wfdb_headers`): of the source's it misreads a rate of 3.6e2, a length of 0
+and an absent initial value. Segments are put together here, because the package refuses segments of
+unequal gain in digital form and fills what is missing with a value: here a segment without a signal
+is a gap.
 
 Skew is applied after the checksum, which is over the samples as stored. Samples that hold the
 format's "no measurement" value are gaps, as are the ends that a skew leaves open.
@@ -13,6 +14,7 @@ format's "no measurement" value are gaps, as are the ends that a skew leaves ope
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,16 +126,9 @@ def unique_names(lines: Sequence[SignalLine]) -> list[str]:
 
 def _read_segment(header: RecordHeader, stem: Path, n_frames: int) -> list[_Part]:
     """All signals of one checked segment."""
-    record = _call_wfdb(header, stem)
+    record = _call_wfdb(header, stem.parent, n_frames)
     arrays: list[npt.NDArray[Any]] = record.e_d_signal or list(record.d_signal.T)
-    theirs = [
-        (int(code), per_frame, offset or 0, init_value or 0)
-        for code, per_frame, offset, init_value in zip(
-            record.fmt, record.samps_per_frame, record.byte_offset, record.init_value, strict=True
-        )
-    ]
-    ours = [(s.format, s.samples_per_frame, s.byte_offset, s.init_value) for s in header.signals]
-    if theirs != ours or any(
+    if any(
         len(array) != n_frames * line.samples_per_frame
         for array, line in zip(arrays, header.signals, strict=True)
     ):
@@ -147,7 +142,7 @@ def _read_segment(header: RecordHeader, stem: Path, n_frames: int) -> list[_Part
     return parts
 
 
-def _call_wfdb(header: RecordHeader, stem: Path) -> Any:
+def _call_wfdb(header: RecordHeader, folder: Path, n_frames: int) -> Any:
     import wfdb
 
     # wfdb 4.3 can't give big-endian samples (format 61) one array a signal.
@@ -155,16 +150,25 @@ def _call_wfdb(header: RecordHeader, stem: Path) -> Any:
     if big_endian and any(line.samples_per_frame > 1 for line in header.signals):
         raise RecordError("unsupported_format")
     wide = any(line.format in WIDE_FORMATS for line in header.signals)
-    try:
-        return wfdb.rdrecord(
-            str(stem),
-            physical=False,
-            smooth_frames=big_endian,
-            ignore_skew=True,
-            return_res=32 if wide else 16,
-        )
-    except Exception:  # wfdb raises eight types, none of them its own
-        raise RecordError("unreadable_record") from None
+    files = {s.file: f"{i}.dat" for i, s in enumerate(header.signals)}
+    lines = [f"r {len(header.signals)} 1 {n_frames}"]
+    for s in header.signals:
+        kind = f"{s.format}x{s.samples_per_frame}+{s.byte_offset}"
+        lines.append(f"{files[s.file]} {kind} 1 0 0 {s.init_value} 0 0")
+    with tempfile.TemporaryDirectory() as own:
+        (Path(own) / "r.hea").write_text("\n".join(lines) + "\n", encoding="ascii")
+        for file, link in files.items():
+            (Path(own) / link).symlink_to((folder / file).resolve())
+        try:
+            return wfdb.rdrecord(
+                str(Path(own) / "r"),
+                physical=False,
+                smooth_frames=big_endian,
+                ignore_skew=True,
+                return_res=32 if wide else 16,
+            )
+        except Exception:  # wfdb raises eight types, none of them its own
+            raise RecordError("unreadable_record") from None
 
 
 def _part(array: npt.NDArray[Any], line: SignalLine) -> _Part:

@@ -18,17 +18,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tsfm.errors import InputError
 from tsfm.models.mamba import RMSNorm
 from tsfm.models.signal_blocks import SignalBlock
-from tsfm.models.signal_grid import to_grid
+from tsfm.models.signal_grid import MAX_HZ, to_grid, to_tensor
 from tsfm.models.signal_stem import LeadStem
 from tsfm.signals.store import STANDARD_LEADS, canonical_lead
 
@@ -41,6 +42,8 @@ SLOTS = (*STANDARD_LEADS, "PPG", "RESP", "other")
 _ALIASES = {"mlii": "II", "mli": "I", "mliii": "III", "pleth": "PPG", "ppg": "PPG", "resp": "RESP"}
 _SLOT_OF = {name.casefold(): i for i, name in enumerate(SLOTS)}
 _SMALLEST_MV = 1e-3  # amplitudes below count as this
+_MOST = 4096  # of any size
+MOST_PARAMETERS = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class BiosignalConfig:
         n_summary: Summary vectors.
         d_embedding: Width of the embedding.
         dropout: In training.
+
+    Raises:
+        InputError: `unknown_scan`; `bad_model_config`: a size that no encoder has.
     """
 
     d_model: int = 128
@@ -78,12 +84,41 @@ class BiosignalConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse a scan that is not known."""
+        """Refuse what no encoder has, before memory is asked for."""
         if self.scan not in ("lti", "selective"):
             raise InputError(
                 f"unknown scan '{self.scan}'", code="unknown_scan", place="scan",
                 remedy="Use 'lti' or 'selective'.",
             )  # fmt: skip
+        sizes = (self.d_model, self.expand, self.d_state, self.n_filters, self.stem_width,
+                 self.taps, self.d_embedding)  # fmt: skip
+        counts = (self.n_layers, self.n_summary)
+        sound = all(1 <= size <= _MOST for size in sizes) and all(0 <= n <= _MOST for n in counts)
+        if not (
+            sound
+            and 0 < self.grid_hz <= MAX_HZ
+            and 0 <= self.dropout <= 1
+            and self.n_parameters <= MOST_PARAMETERS
+        ):
+            raise InputError(
+                "sizes that no encoder has", code="bad_model_config", place="BiosignalConfig",
+                remedy=f"Use 1 to {_MOST}, a grid of at most {MAX_HZ:g} Hz, a dropout of 0 to 1,"
+                f" and {MOST_PARAMETERS:,} parameters at most.",
+            )  # fmt: skip
+
+    @property
+    def n_parameters(self) -> int:
+        """About how many parameters an encoder has: its matrices, without offsets and norms."""
+        width = self.expand * self.d_model
+        one_way = 4 * self.d_state * width
+        if self.scan == "selective":
+            one_way = width * (2 * max(1, width // 16) + 3 * self.d_state)
+        block = 3 * width * self.d_model + (1 if self.causal else 2) * one_way
+        stem = self.stem_width * (
+            len(SLOTS) * self.n_filters + 10 * self.stem_width + 5 * self.d_model
+        )
+        embed = (self.n_summary + 3) * self.d_model * self.d_embedding
+        return self.n_layers * block + stem + self.taps * self.n_filters + embed
 
 
 class Encoded(NamedTuple):
@@ -133,12 +168,13 @@ class Pooled(NamedTuple):
 
 
 def lead_slots(leads: Sequence[str]) -> Int[Tensor, " lead"]:
-    """Number of each lead in `SLOTS`, by name in any case.
+    """Number of each lead in `SLOTS`, by name in any case; see also `canonical_lead`.
 
     Raises:
         InputError: `repeated_lead`: two leads are one and the same.
     """
-    names = [_ALIASES.get(name.strip().casefold(), canonical_lead(name)) for name in leads]
+    names = [canonical_lead(name) for name in leads]
+    names = [_ALIASES.get(name.casefold(), name) for name in names]
     slots = [_SLOT_OF.get(name.casefold(), len(SLOTS) - 1) for name in names]
     standard = [slot for slot in slots if slot < len(STANDARD_LEADS)]
     if len(set(standard)) < len(standard):
@@ -181,25 +217,44 @@ class BiosignalEncoder(nn.Module):
 
     def forward(
         self,
-        signal: Float[Tensor, "batch lead sample"],
+        signal: Shaped[Tensor, "batch lead sample"] | NDArray[Any],
         *,
-        fs_hz: float | int,
+        fs_hz: SupportsFloat,
         leads: Sequence[str],
     ) -> Encoded:
         """Encode whole records of one rate and the same leads.
 
         Args:
-            signal: Values in millivolts or normalised units, NaN where nothing was measured: in a
-                gap, behind the end of a shorter record, or all along a lead that is missing.
+            signal: Numbers in millivolts or normalised units, NaN where nothing was measured: in a
+                gap, behind the end of a shorter record, or all along a lead that is missing. They
+                are read in the precision of the weights. Take large offsets off first: from some
+                hundred deviations on, float32 no longer tells the deviation from nought.
             fs_hz: Sampling rate.
             leads: Name of each lead, in the signal's order.
 
         Raises:
-            InputError: Rate, leads or shape do not fit.
+            InputError: Rate, leads or shape do not fit, or `half_precision_weights`.
         """
-        check_signal(signal, leads)
+        signal = self.read(signal, leads)
         values, known = to_grid(signal, fs_hz=fs_hz, grid_hz=self.config.grid_hz)
         return self.encode_grid(values, known, lead_slots(leads).to(signal.device))
+
+    def read(self, signal: Tensor | NDArray[Any], leads: Sequence[str]) -> Tensor:
+        """A batch of records with these leads, in the precision of the weights.
+
+        Raises:
+            InputError: `bad_signal`, `bad_signal_shape`, or `half_precision_weights`.
+        """
+        own = self.query.dtype
+        if own not in (torch.float32, torch.float64):
+            raise InputError(
+                "weights in half precision, which the scans do not take",
+                code="half_precision_weights", place="BiosignalEncoder",
+                remedy="Keep the weights in float32; torch.autocast halves what it may.",
+            )  # fmt: skip
+        samples = signal if isinstance(signal, Tensor) else to_tensor(signal)
+        check_signal(samples, leads)
+        return samples.to(own)
 
     def encode_grid(
         self,
@@ -214,7 +269,7 @@ class BiosignalEncoder(nn.Module):
         x = self.final_norm(x)
         return self.pool(x, mask, self.sums(x, mask, values, known), slots)
 
-    def stream(self, *, fs_hz: float | int, leads: Sequence[str]) -> EncoderStream:
+    def stream(self, *, fs_hz: SupportsFloat, leads: Sequence[str]) -> EncoderStream:
         """Read records as they are measured; the encoder must be causal.
 
         Args:
@@ -260,7 +315,8 @@ class BiosignalEncoder(nn.Module):
         largest = torch.where(any_token, sums.largest, 0.0)
         summary = sums.weighted / sums.weight.clamp(min=1e-12).unsqueeze(-1)
         parts = [mean, largest, self._sizes(sums, slots), summary.flatten(1)]
-        return Encoded(tokens, mask, self.embed(torch.cat(parts, -1)), summary)
+        own = self.query.dtype  # a stream's sums are of double precision
+        return Encoded(tokens, mask, self.embed(torch.cat(parts, -1).to(own)), summary.to(own))
 
     def _sizes(self, sums: Pooled, slots: Tensor) -> Tensor:
         """A vector that tells how large each lead is: its deviation and its range."""
@@ -270,19 +326,27 @@ class BiosignalEncoder(nn.Module):
         span = torch.where(heard, sums.highest - sums.lowest, 0.0)
         sizes = torch.stack([variance.sqrt(), span / 6], -1).clamp(min=_SMALLEST_MV)
         level = (torch.log(sizes) - math.log(0.15)) * heard.unsqueeze(-1)
+        level = level.to(self.amplitude.dtype)
         scale = heard.sum(1, keepdim=True).clamp(min=1) ** -0.5
         return torch.einsum("bls,lsd->bd", level, self.amplitude[slots]) * scale
 
 
-def check_signal(signal: Tensor, leads: Sequence[str]) -> None:
+def check_signal(signal: Tensor, leads: Sequence[str], *, none_is_well: bool = False) -> None:
     """Refuse what is no batch of records with these leads.
+
+    Args:
+        signal: (record, lead, sample).
+        leads: Name of each lead.
+        none_is_well: No record at all is a batch too.
 
     Raises:
         InputError: `bad_signal_shape`.
     """
-    if signal.dim() != 3 or signal.shape[1] != len(leads) or signal.shape[-1] == 0:
+    least = (0 if none_is_well else 1, 1, 1)
+    fits = signal.dim() == 3 and signal.shape[1] == len(leads)
+    if not fits or any(n < some for n, some in zip(signal.shape, least, strict=True)):
         raise InputError(
             f"a signal of shape {tuple(signal.shape)} for {len(leads)} leads",
             code="bad_signal_shape", place="signal",
-            remedy="Give (batch, leads, samples), a name for each lead and at least one sample.",
+            remedy="Give (batch, leads, samples), at least one of each, and a name for each lead.",
         )  # fmt: skip

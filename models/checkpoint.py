@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -202,12 +203,8 @@ def load_model(path: str | Path) -> ModelDirectory:
     folder = find_model(path)
     digest = verify_directory(folder)
     config = read_json(folder / "config.json")
+    _require_timelines(config, folder)
     vocabulary, scale = load_vocabulary(folder / VOCABULARY_DIR)
-    if str(config.get("model_type")) not in MODEL_TYPES or config.get("format_version") != 1:
-        raise ModelMismatch(
-            "unknown model type or format", code="unknown_model_type", place=str(folder),
-            remedy=f"This version reads {', '.join(MODEL_TYPES)}, format {FORMAT_VERSION}.",
-        )  # fmt: skip
     if config.get("vocabulary_hash") != vocabulary.hash:
         raise ModelMismatch(
             "the vocabulary is not the one this model was trained with",
@@ -241,6 +238,22 @@ def load_model(path: str | Path) -> ModelDirectory:
         facts=facts,
         hash=digest,
     )
+
+
+def _require_timelines(config: Mapping[str, Any], folder: Path) -> None:
+    kind = str(config.get("model_type"))
+    if kind not in MODEL_TYPES:
+        # A word of a file is repeated only where it can be a name.
+        named = kind if re.fullmatch(r"[a-z][a-z_-]{0,40}", kind) else "unknown"
+        raise ModelMismatch(
+            f"a model of another type ({named}), not one of timelines", code="unknown_model_type",
+            place=str(folder), remedy="Give one that `tsfm pretrain` or `tsfm finetune` wrote.",
+        )  # fmt: skip
+    if config.get("format_version") != FORMAT_VERSION:
+        raise ModelMismatch(
+            "a model of an unknown format", code="unknown_model_type", place=str(folder),
+            remedy=f"This version of tsfm reads format {FORMAT_VERSION}; use that which wrote it.",
+        )  # fmt: skip
 
 
 def find_model(path_or_name: str | Path) -> Path:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tsfm.errors import InputError
+
 
 class ClassHead(nn.Module):
     """Logits of a fixed number of classes.
@@ -31,8 +33,18 @@ class ClassHead(nn.Module):
         nn.init.zeros_(self.logits.bias)
 
     def set_baseline(self, label: Int[Tensor, " point"]) -> None:
-        """Put the offsets at the class shares of a training sample, one added to each."""
-        counts = torch.bincount(label, minlength=self.logits.out_features) + 1.0
+        """Put the offsets at the class shares of a training sample, one added to each.
+
+        Raises:
+            InputError: `bad_labels`: a label is the number of no class.
+        """
+        n_classes = self.logits.out_features
+        if bool(((label < 0) | (label >= n_classes)).any()):
+            raise InputError(
+                "labels that are the numbers of no class", code="bad_labels", place="label",
+                remedy=f"Give one whole number from 0 to {n_classes - 1} a point.",
+            )  # fmt: skip
+        counts = torch.bincount(label, minlength=n_classes) + 1.0
         with torch.no_grad():
             self.logits.bias.copy_(torch.log(counts / counts.sum()))
 
@@ -43,7 +55,8 @@ class ClassHead(nn.Module):
 
         Args:
             hidden: Hidden state after the last known token.
-            elapsed_hours: Hours from that token to the moment of prediction.
+            elapsed_hours: Hours from that token to the moment of prediction, none negative.
         """
         waited = torch.log1p(elapsed_hours).unsqueeze(-1) / 5.0
+        waited = waited.to(self.features.weight.dtype)
         return self.logits(self.dropout(F.silu(self.features(torch.cat([hidden, waited], dim=-1)))))

@@ -2,9 +2,10 @@
 
 The encoder itself takes what has been cleaned (`biosignal_encoder`); this room does to a record
 what was done to the records of its training: millivolts, less each lead's median, spikes cut at
-5 mV. Records of another unit would be cut to nothing, and are refused. It also says what a
-timeline's tokens are given of a record: the summary vectors, and behind them the embedding cut into
-pieces of the same width.
+5 mV. A record in microvolts would be cut to nothing and one in volts is all but flat: each is
+refused, whatever else is in the batch. A single lead of another unit among others is taken for a
+bad lead, and is not noticed. It also says what a timeline's tokens are given of a record: the
+summary vectors, and behind them the embedding cut into pieces of the same width.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -32,10 +33,11 @@ from tsfm.models.biosignal_encoder import (
 )
 from tsfm.models.checkpoint import find_model, load_weights
 from tsfm.models.signal_checkpoint import ENCODER_TYPE, read_signal_directory, read_sizes
-from tsfm.models.signal_grid import rate_ratio, to_grid, to_tensor
+from tsfm.models.signal_grid import rate_ratio, read_rate, refuse_infinite, to_grid, to_tensor
 
 LARGEST_MV = 5.0
 _SPAN_S, _MOST_MV = 2.0, 20.0  # a usual range within two seconds that no electrode measures
+_LEAST_MV = 0.01  # a largest one that is only of volts: a lead's noise has more
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,11 @@ class EncoderDirectory:
         return config.n_summary + math.ceil(config.d_embedding / config.d_model)
 
     def encode(
-        self, signal_mv: NDArray[np.floating] | Tensor, *, fs_hz: float | int, leads: Sequence[str]
+        self,
+        signal_mv: NDArray[np.floating] | Tensor,
+        *,
+        fs_hz: SupportsFloat,
+        leads: Sequence[str],
     ) -> Encoded:
         """Token states, embedding and summary vectors of records; see `BiosignalEncoder`.
 
@@ -69,17 +75,18 @@ class EncoderDirectory:
             leads: Name of each lead, any of the twelve in any order and case.
 
         Raises:
-            InputError: Rate, leads or shape do not fit, `infinite_signal`, or `no_millivolts`: most
-                leads of most records move by more than 20 within two seconds.
+            InputError: Rate, leads or shape do not fit, `infinite_signal`, or `no_millivolts`: a
+                record usually moves by more than 20 within two seconds, or never by 0.01.
         """
         signal = self._read(signal_mv, fs_hz, leads)
+        check_signal(signal, leads)
         return self._encode(signal, fs_hz, leads)
 
     def embed(
-        self, signal_mv: NDArray[np.floating] | Tensor, *, fs_hz: float | int,
+        self, signal_mv: NDArray[np.floating] | Tensor, *, fs_hz: SupportsFloat,
         leads: Sequence[str], batch_size: int = 32,
     ) -> NDArray[np.float32]:  # fmt: skip
-        """(record, d_embedding) vectors of records, some at a time; see `encode`.
+        """(record, d_embedding) vectors of records, some at a time or none; see `encode`.
 
         Raises:
             InputError: As `encode`, or `bad_batch_size`.
@@ -96,16 +103,16 @@ class EncoderDirectory:
         return torch.cat(parts).numpy()
 
     def _read(
-        self, signal_mv: NDArray[np.floating] | Tensor, fs_hz: float | int, leads: Sequence[str]
+        self, signal_mv: NDArray[np.floating] | Tensor, fs_hz: SupportsFloat, leads: Sequence[str]
     ) -> Tensor:
         signal = to_tensor(signal_mv)
-        check_signal(signal, leads)
+        check_signal(signal, leads, none_is_well=True)
         rate_ratio(fs_hz, self.encoder.config.grid_hz)
         _check_unit(signal, fs_hz)
         return signal
 
     @torch.no_grad()
-    def _encode(self, signal: Tensor, fs_hz: float | int, leads: Sequence[str]) -> Encoded:
+    def _encode(self, signal: Tensor, fs_hz: SupportsFloat, leads: Sequence[str]) -> Encoded:
         values, known = to_grid(level(signal), fs_hz=fs_hz, grid_hz=self.encoder.config.grid_hz)
         return self.encoder.encode_grid(values, known, lead_slots(leads))
 
@@ -131,32 +138,56 @@ def level(signal_mv: Float[Tensor, "*record sample"]) -> Float[Tensor, "*record 
     Raises:
         InputError: `infinite_signal`.
     """
-    if torch.isinf(signal_mv).any():
-        raise InputError(
-            "infinite values in a signal", code="infinite_signal", place="signal_mv",
-            remedy="Give NaN where nothing was measured.",
-        )  # fmt: skip
+    refuse_infinite(signal_mv, "signal_mv")
     middle = signal_mv.nanmedian(-1, keepdim=True).values
     return (signal_mv - middle).clamp(-LARGEST_MV, LARGEST_MV)
 
 
-def _check_unit(signal: Float[Tensor, "batch lead sample"], fs_hz: float | int) -> None:
-    """Refuse records whose usual range is that of microvolts or of a converter's steps."""
-    width = min(round(_SPAN_S * fs_hz), signal.shape[-1])
-    spans = []
-    for record in signal:  # one at a time: the copies are as large as what is read
-        windows = record[:, : record.shape[-1] // width * width].unflatten(-1, (-1, width))
-        there = torch.isfinite(windows)
-        low = torch.where(there, windows, torch.inf).amin(-1)
-        high = torch.where(there, windows, -torch.inf).amax(-1)
-        spans.append((high - low)[there.any(-1)])
-    measured = torch.cat(spans) if spans else signal.new_zeros(0)
-    if len(measured) and float(measured.median()) > _MOST_MV:
-        raise InputError(
-            f"most leads move by more than {_MOST_MV:g} within {_SPAN_S:g} s: no millivolts",
-            code="no_millivolts", place="signal_mv",
-            remedy="Multiply microvolts by 0.001; ADC steps by what one is in millivolts.",
-        )  # fmt: skip
+def count_wide(signal: Float[Tensor, "lead sample"], fs_hz: float | int) -> tuple[int, int]:
+    """Stretches of two seconds that move further than electrodes do, and all that are measured.
+
+    Where the first are more than half of the second, the usual range is that of microvolts or of a
+    converter's steps.
+    """
+    width = min(max(round(_SPAN_S * fs_hz), 1), signal.shape[-1])
+    windows = signal[:, : signal.shape[-1] // width * width].unflatten(-1, (-1, width))
+    there = torch.isfinite(windows)
+    low = torch.where(there, windows, torch.inf).amin(-1)
+    high = torch.where(there, windows, -torch.inf).amax(-1)
+    measured = there.any(-1)
+    return int((high - low > _MOST_MV)[measured].sum()), int(measured.sum())
+
+
+def _check_unit(signal: Float[Tensor, "batch lead sample"], fs_hz: SupportsFloat) -> None:
+    """Refuse records that are not in millivolts; see `count_wide`."""
+    for i, record in enumerate(signal):  # one at a time: the copies are as large as what is read
+        wide, measured = count_wide(record, read_rate(fs_hz))
+        if 2 * wide > measured:
+            raise _no_millivolts(f"record {i} usually moves by more than {_MOST_MV:g}")
+        if 0 < _largest_range(record, read_rate(fs_hz)) < _LEAST_MV:
+            raise _no_millivolts(f"record {i} never moves by {_LEAST_MV:g}")
+
+
+def _largest_range(signal: Float[Tensor, "lead sample"], fs_hz: float) -> float:
+    """Furthest that any lead moves in two seconds that are measured for the most part, or 0.
+
+    The largest, so that leads that are all but dead don't speak for the others.
+    """
+    width = round(_SPAN_S * fs_hz)
+    windows = signal[:, : signal.shape[-1] // width * width].unflatten(-1, (-1, width))
+    there = torch.isfinite(windows)
+    low = torch.where(there, windows, torch.inf).amin(-1)
+    high = torch.where(there, windows, -torch.inf).amax(-1)
+    ranges = (high - low)[2 * there.sum(-1) >= width]
+    return float(ranges.amax()) if len(ranges) else 0.0
+
+
+def _no_millivolts(what: str) -> InputError:
+    return InputError(
+        f"{what} within {_SPAN_S:g} s: no millivolts", code="no_millivolts", place="signal_mv",
+        remedy="Multiply microvolts by 0.001, volts by 1000; ADC steps by what one is in"
+        " millivolts.",
+    )  # fmt: skip
 
 
 def open_encoder(path_or_name: str | Path) -> EncoderDirectory:
@@ -169,6 +200,7 @@ def open_encoder(path_or_name: str | Path) -> EncoderDirectory:
     """
     folder = find_model(path_or_name)
     stored, digest = read_signal_directory(folder, ENCODER_TYPE)
-    encoder = BiosignalEncoder(read_sizes(stored["model"], BiosignalConfig(), str(folder)))
+    sizes = read_sizes(stored["model"], BiosignalConfig(), str(folder), complete=True)
+    encoder = BiosignalEncoder(sizes)
     load_weights(encoder, folder / "model.safetensors")
     return EncoderDirectory(encoder.eval(), stored["facts"], digest)

@@ -13,6 +13,7 @@ cannot stream; our own encoder is `biosignal_encoder`. Names of tensors follow t
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tsfm.errors import IntegrityError, ModelMismatch
+from tsfm.errors import InputError, IntegrityError, ModelMismatch
 
 FILTERS = (64, 160, 160, 400, 400, 1024, 1024)
 BLOCKS = (2, 2, 2, 3, 3, 4, 4)
 N_LABELS = 150
 _TAPS, _GROUP_WIDTH = 16, 16
 _MOST_NAMED = 6
+_STEM_WIDTH = 64
+_NO_TENSORS = (
+    OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError, AttributeError,
+    ArithmeticError, struct.error, pickle.UnpicklingError,
+)  # fmt: skip
+"""What torch raises for a file that is none of its own, as its bytes happen to be."""
 
 
 class _SameConv(nn.Module):
@@ -89,6 +96,9 @@ class Net1D(nn.Module):
         n_labels: 150 as released.
         filters: Channels of each stage; multiples of 16.
         blocks: Blocks of each stage.
+
+    Raises:
+        InputError: `bad_model_config`: sizes that are none, or of other stages.
     """
 
     def __init__(
@@ -97,8 +107,15 @@ class Net1D(nn.Module):
     ) -> None:  # fmt: skip
         """Build stem, stages and head."""
         super().__init__()
-        self.first_conv = _SameConv(n_leads, 64, _TAPS, 2)
-        widths = (64, *filters)
+        whole = all(n >= _GROUP_WIDTH and n % _GROUP_WIDTH == 0 for n in filters)
+        if len(filters) != len(blocks) or not whole or min(n_leads, n_labels, *blocks) < 1:
+            raise InputError(
+                "sizes that are none, or of other stages", code="bad_model_config", place="Net1D",
+                remedy=f"Give channels in multiples of {_GROUP_WIDTH} and a number of blocks for"
+                " each stage.",
+            )  # fmt: skip
+        self.first_conv = _SameConv(n_leads, _STEM_WIDTH, _TAPS, 2)
+        widths = (_STEM_WIDTH, *filters)
         self.stage_list = nn.ModuleList(
             _Stage(widths[i], widths[i + 1], n, first=i == 0) for i, n in enumerate(blocks)
         )
@@ -115,7 +132,7 @@ class Net1D(nn.Module):
         """Logits of the labels."""
         return self.dense(self.embed(signal))
 
-    def load_released(self, source: str | Path | Mapping[str, Tensor]) -> None:
+    def load_released(self, source: str | Path | Mapping[str, Any]) -> None:
         """Load a released checkpoint strictly; its unused batch norms are left out.
 
         Args:
@@ -124,44 +141,57 @@ class Net1D(nn.Module):
 
         Raises:
             IntegrityError: The file cannot be read as tensors.
-            ModelMismatch: Tensors are missing, extra, of another shape or not finite; the first
-                are named.
+            ModelMismatch: Tensors are missing, extra, of another shape, not finite, no real
+                numbers or under two names; the first are named.
         """
-        state: Mapping[str, Any] = source if isinstance(source, Mapping) else _read(Path(source))
+        state: Mapping[Any, Any] = source if isinstance(source, Mapping) else _read(Path(source))
         state = state.get("state_dict", state)
-        given = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-        given = {name: tensor for name, tensor in given.items() if not _is_norm(name)}
+        if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+            raise _no_state("state_dict")
+        kept = [name for name in state if not _is_norm(name)]
+        given = {name.removeprefix("module."): state[name] for name in kept}
+        twice = {name for name in kept if name.startswith("module.") and name[7:] in state}
         own = self.state_dict()
         wrong = sorted(
             name
             for name in given.keys() | own.keys()
             if name not in given
             or name not in own
+            or f"module.{name}" in twice
+            or not isinstance(given[name], Tensor)
+            or not given[name].is_floating_point()
             or given[name].shape != own[name].shape
             or not bool(torch.isfinite(given[name]).all())
         )
         if wrong:
             named = ", ".join(wrong[:_MOST_NAMED]) + (", ..." if len(wrong) > _MOST_NAMED else "")
             raise ModelMismatch(
-                f"{len(wrong)} tensors are missing, extra, misshapen or not finite: {named}",
+                f"{len(wrong)} tensors are missing, extra, misshapen or no finite numbers: {named}",
                 code="weights_mismatch", place="Net1D",
                 remedy="Build the network with the checkpoint's leads, labels and stages.",
             )  # fmt: skip
         self.load_state_dict({name: given[name] for name in own})
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> Mapping[Any, Any]:
     """A file's tensors; whatever else a pickle could run is refused."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except _NO_TENSORS as error:
         raise IntegrityError(
             "no file of tensors", code="bad_weights", place=path.name,
             remedy="Give the checkpoint as released, or its state dict.",
         ) from error  # fmt: skip
     if not isinstance(found, Mapping):
-        raise IntegrityError("no state dict", code="bad_weights", place=path.name)
+        raise _no_state(path.name)
     return found
+
+
+def _no_state(place: str) -> IntegrityError:
+    return IntegrityError(
+        "no state dict", code="bad_weights", place=place,
+        remedy="Give the checkpoint as released, or its tensors by their names.",
+    )  # fmt: skip
 
 
 def _is_norm(name: str) -> bool:

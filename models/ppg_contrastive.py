@@ -18,6 +18,7 @@ The vector for later use is the backbone's, not the projection's.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,6 +43,9 @@ class ContrastConfig:
         hidden_width: Of the projection.
         projection_width: What similarities are computed on.
         dropout: In the projection, of the student.
+
+    Raises:
+        InputError: `bad_contrast_config`: a temperature, weight, share or width that is none.
     """
 
     temperature: float = 0.04
@@ -50,6 +54,21 @@ class ContrastConfig:
     hidden_width: int = 1024
     projection_width: int = 128
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what is no objective."""
+        if not (
+            0 < self.temperature < math.inf
+            and 0 <= self.koleo_weight < math.inf
+            and 0 <= self.momentum <= 1
+            and 0 <= self.dropout <= 1
+            and min(self.hidden_width, self.projection_width) >= 1
+        ):
+            raise InputError(
+                "a temperature, weight, share or width that is none", code="bad_contrast_config",
+                place="ContrastConfig",
+                remedy="Use a positive temperature, widths of 1 or more and shares of 0 to 1.",
+            )  # fmt: skip
 
 
 class ContrastLoss(NamedTuple):

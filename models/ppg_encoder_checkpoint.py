@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -22,8 +22,13 @@ from tsfm import __version__
 from tsfm.errors import InputError, ModelMismatch
 from tsfm.models.checkpoint import find_model, load_weights
 from tsfm.models.efficientnet1d import EfficientNet1d, EfficientNet1dConfig, standardise
-from tsfm.models.signal_checkpoint import read_signal_directory, read_sizes, save_signal_model
-from tsfm.models.signal_grid import rate_ratio, to_grid, to_tensor
+from tsfm.models.signal_checkpoint import (
+    check_readable,
+    read_signal_directory,
+    read_sizes,
+    save_signal_model,
+)
+from tsfm.models.signal_grid import rate_ratio, read_rate, refuse_infinite, to_grid, to_tensor
 
 PPG_ENCODER_TYPE = "ppg-encoder"
 _LIMITS = (
@@ -70,7 +75,7 @@ class PpgEncoderDirectory:
 
     @torch.no_grad()
     def embed(
-        self, segments: NDArray[np.floating] | Tensor, *, fs_hz: float, batch_size: int = 32
+        self, segments: NDArray[np.floating] | Tensor, *, fs_hz: SupportsFloat, batch_size: int = 32
     ) -> NDArray[np.float32]:
         """(segment, 256) vectors of segments in any unit.
 
@@ -82,7 +87,7 @@ class PpgEncoderDirectory:
 
         Raises:
             InputError: `bad_sampling_rate`: another rate than the encoder's, and not 50 to 4000 Hz;
-                `bad_batch_size`; `bad_signal`: segments that are no numbers.
+                `bad_batch_size`; `bad_signal`: segments that are no numbers; `infinite_signal`.
             ModelMismatch: Other channels than the encoder's.
         """
         if not batch_size >= 1:
@@ -97,7 +102,8 @@ class PpgEncoderDirectory:
                 "not what the encoder reads", code="bad_segments", place="embed",
                 remedy=f"Give (segment, {n_channels}, time).",
             )  # fmt: skip
-        own_hz = self.segments.fs_hz
+        refuse_infinite(samples, "segments")
+        fs_hz, own_hz = read_rate(fs_hz), self.segments.fs_hz
         if not abs(fs_hz - own_hz) <= 1e-3 * own_hz:
             rate_ratio(fs_hz, own_hz)  # refuses what is no rate, without segments as well
         if not len(samples):
@@ -129,8 +135,9 @@ def save_ppg_encoder(
         half: Store matrices in float16.
 
     Raises:
-        InputError: The folder is not empty, or is a file.
+        InputError: As `save_encoder`; segments that are no lengths which a directory may hold.
     """
+    check_readable(asdict(segments), segments, str(path))
     card = ppg_encoder_card(encoder, segments=segments, facts=facts, half=half)
     return save_signal_model(
         path, PPG_ENCODER_TYPE, encoder, encoder.config, facts=facts or {}, card=card, half=half,

@@ -12,11 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from tsfm import __version__
-from tsfm.errors import InputError, ModelMismatch
+from tsfm.errors import InputError, ModelMismatch, TsfmError
 from tsfm.models.biosignal_encoder import BiosignalEncoder
 from tsfm.models.checkpoint import (
     FORMAT_VERSION,
@@ -27,6 +28,7 @@ from tsfm.models.checkpoint import (
 
 ENCODER_TYPE = "biosignal_encoder"
 _MOST = 4096
+_PLAIN = str | int | float | None
 _KEYS = {"format_version", "tsfm_version", "model_type", "model", "facts"}
 _Config = TypeVar("_Config")
 
@@ -43,7 +45,9 @@ def save_encoder(
         card: `README.md`, in Markdown.
 
     Raises:
-        InputError: The folder is not empty, or is a file.
+        InputError: The folder is not empty, or is a file; facts or sizes that would not be read
+            again.
+        TsfmError: `weights_not_finite`. Nothing was written.
     """
     return save_signal_model(path, ENCODER_TYPE, encoder, encoder.config, facts=facts, card=card)
 
@@ -64,6 +68,8 @@ def save_signal_model(
         half: Store matrices in float16, which halves the file.
         parts: Further keys of `config.json`.
     """
+    check_readable(asdict(config), config, str(path))
+    _check_facts(facts, str(path))
     stored = {
         "format_version": FORMAT_VERSION,
         "tsfm_version": __version__,
@@ -77,6 +83,13 @@ def save_signal_model(
         .detach().cpu().contiguous()
         for name, x in model.state_dict().items()
     }  # fmt: skip
+    wrong = [name for name, x in weights.items() if not bool(torch.isfinite(x).all())]
+    if wrong:
+        raise TsfmError(
+            f"{len(wrong)} tensors are not finite as they would be stored, first {wrong[0]}",
+            code="weights_not_finite", place=str(path),
+            remedy="Store them whole, or train with a lower learning rate.",
+        )  # fmt: skip
     with writing_directory(path) as folder:
         text = json.dumps(stored, indent=2) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
@@ -117,7 +130,7 @@ def read_signal_directory(folder: Path, model_type: str, *parts: str) -> tuple[d
     plain = all(isinstance(stored.get(name), dict) for name in ("model", "facts", *parts))
     if missing or not plain:
         raise bad_signal_config("keys are missing or of wrong types", place)
-    if not all(isinstance(x, str | int | float | None) for x in stored["facts"].values()):
+    if not all(isinstance(x, _PLAIN) for x in stored["facts"].values()):
         raise bad_signal_config("facts are no plain values", place)
     return stored, digest
 
@@ -143,12 +156,37 @@ def read_sizes(
         kind = type(getattr(usual, name))
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise bad_signal_config(f"'{name}' is of the wrong type", place)
-        if type(value) in (int, float) and not 0 <= value <= _MOST:
+        if isinstance(value, int | float) and not 0 <= value <= _MOST:
             raise bad_signal_config(f"'{name}' asks for an impossible size", place)
     try:
         return type(usual)(**values)
     except (ValueError, InputError) as error:
         raise bad_signal_config("a size or a name that no model has", place) from error
+
+
+def check_readable(values: Mapping[str, Any], usual: Any, place: str) -> None:
+    """Check, before anything is written, that `read_sizes` will take these values again.
+
+    Raises:
+        InputError: It will not.
+    """
+    try:
+        if not all(isinstance(value, str | int | float) for value in values.values()):
+            raise bad_signal_config("a size that is no plain value", place)
+        read_sizes(values, usual, place, complete=True)
+    except ModelMismatch as error:
+        raise InputError(
+            f"what no model directory may hold: {error.message}", code=error.code, place=place,
+            remedy="Nothing was written; change the size.",
+        ) from error  # fmt: skip
+
+
+def _check_facts(facts: Mapping[str, Any], place: str) -> None:
+    if not all(isinstance(k, str) and isinstance(x, _PLAIN) for k, x in facts.items()):
+        raise InputError(
+            "facts that are no plain values", code="bad_facts", place=place,
+            remedy="Give text and numbers of Python, without lists: float(x) for one of NumPy.",
+        )  # fmt: skip
 
 
 def bad_signal_config(what: str, place: str, *, code: str = "bad_model_config") -> ModelMismatch:

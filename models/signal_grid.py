@@ -21,12 +21,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,6 +40,7 @@ _FINEST = 100_000  # denominator of a ratio of rates: a day drifts by less than 
 _LONGEST_PERIOD = 128  # points; beyond it a table of weights is larger than what it saves
 _BLOCK = 4096  # points whose own weights are worked out together, at most
 _MOST_COPIED = 2**24  # samples that are copied for them
+_ROWS_AT_ONCE = 1024
 MIN_HZ, MAX_HZ = 50.0, 4000.0
 
 
@@ -56,12 +57,16 @@ class _Plan:
 def to_tensor(signal: NDArray[Any] | Tensor) -> Tensor:
     """Samples as float32, from an array of any byte order and layout or from a tensor.
 
+    What a masked array masks was not measured: NaN.
+
     Raises:
         InputError: `bad_signal`: they are no numbers.
     """
     if isinstance(signal, Tensor):
         return signal.to(torch.float32)
     try:
+        if np.ma.isMaskedArray(signal):
+            signal = np.ma.filled(signal.astype(np.float32), np.nan)
         return torch.from_numpy(np.ascontiguousarray(signal, dtype=np.float32))
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -70,18 +75,50 @@ def to_tensor(signal: NDArray[Any] | Tensor) -> Tensor:
         ) from error  # fmt: skip
 
 
-def grid_length(n_samples: int, fs_hz: float | int, grid_hz: float | int) -> int:
+def refuse_infinite(signal: Tensor, place: str) -> None:
+    """Refuse infinite samples, which no electrode measures and no sum survives.
+
+    Raises:
+        InputError: `infinite_signal`.
+    """
+    # Some records at a time: the copy of a whole data set would be a large one.
+    if any(bool(torch.isinf(part).any()) for part in signal.split(_ROWS_AT_ONCE)):
+        raise InputError(
+            "infinite values in a signal", code="infinite_signal", place=place,
+            remedy="Give NaN where nothing was measured.",
+        )  # fmt: skip
+
+
+def grid_length(n_samples: int, fs_hz: SupportsFloat, grid_hz: float | int) -> int:
     """Points of a record: those not after its last sample."""
     ratio = rate_ratio(fs_hz, grid_hz)
     return 0 if n_samples == 0 else math.floor((n_samples - 1) / ratio) + 1
 
 
-def rate_ratio(fs_hz: float | int, grid_hz: float | int) -> Fraction:
+def read_rate(fs_hz: Any) -> float:
+    """A sampling rate as a plain number, from any scalar of Python, NumPy or torch.
+
+    Raises:
+        InputError: `bad_sampling_rate`: it is no number.
+    """
+    try:
+        if isinstance(fs_hz, str | bytes):  # it may say a number, but nobody has parsed it yet
+            raise TypeError("text")
+        return float(fs_hz)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            "a sampling rate that is no number", code="bad_sampling_rate", place="fs_hz",
+            remedy="Give samples a second as a number.",
+        ) from error  # fmt: skip
+
+
+def rate_ratio(fs_hz: SupportsFloat, grid_hz: float | int) -> Fraction:
     """Samples a grid point, as a fraction.
 
     Raises:
         InputError: `bad_sampling_rate`.
     """
+    fs_hz = read_rate(fs_hz)
     if not MIN_HZ <= fs_hz <= MAX_HZ:
         raise InputError(
             f"a sampling rate of {fs_hz:g} Hz", code="bad_sampling_rate", place="fs_hz",
@@ -91,12 +128,12 @@ def rate_ratio(fs_hz: float | int, grid_hz: float | int) -> Fraction:
 
 
 def to_grid(
-    signal: Float[Tensor, "batch lead sample"], *, fs_hz: float | int, grid_hz: float | int
+    signal: Shaped[Tensor, "batch lead sample"], *, fs_hz: SupportsFloat, grid_hz: float | int
 ) -> tuple[Float[Tensor, "batch lead point"], Bool[Tensor, "batch lead point"]]:
     """Bring whole records onto the grid.
 
     Args:
-        signal: Values, NaN where nothing was measured.
+        signal: Values, NaN where nothing was measured; whole numbers are read as float32.
         fs_hz: Sampling rate.
         grid_hz: Points a second.
 
@@ -120,10 +157,11 @@ class GridStream:
         grid_hz: Points a second.
     """
 
-    def __init__(self, *, fs_hz: float | int, grid_hz: float | int) -> None:
+    def __init__(self, *, fs_hz: SupportsFloat, grid_hz: float | int) -> None:
         """Work out the weights of this rate."""
         self._ratio = rate_ratio(fs_hz, grid_hz)
-        self._rates = float(fs_hz), float(grid_hz)
+        fs_hz = read_rate(fs_hz)
+        self._rates = fs_hz, float(grid_hz)
         self._reach = math.ceil(HALF_WIDTH_S * fs_hz)
         short = self._ratio.denominator <= _LONGEST_PERIOD
         self._plan = _plan(self._ratio, *self._rates) if short else None
@@ -134,7 +172,7 @@ class GridStream:
         self._n_of_period = 0  # points given of the period that has not been heard in full
 
     def push(
-        self, chunk: Float[Tensor, "batch lead sample"]
+        self, chunk: Shaped[Tensor, "batch lead sample"]
     ) -> tuple[Float[Tensor, "batch lead point"], Bool[Tensor, "batch lead point"]]:
         """Take samples; give the points that they complete."""
         if self._held is None and chunk.shape[-1] == 0:
@@ -142,9 +180,11 @@ class GridStream:
         return _joined([self.take(chunk), self._heard()])
 
     def take(
-        self, chunk: Float[Tensor, "batch lead sample"]
+        self, chunk: Shaped[Tensor, "batch lead sample"]
     ) -> tuple[Float[Tensor, "batch lead point"], Bool[Tensor, "batch lead point"]]:
         """Take samples; give the points of whole periods, in one pass, and keep others waiting."""
+        if not chunk.is_floating_point():
+            chunk = chunk.to(torch.float32)  # weights as whole numbers would all be 0
         if self._held is None:
             # A record does not begin with a jump from zero: its first sample stood before it.
             self._held = chunk[..., :1].expand(-1, -1, self._reach)

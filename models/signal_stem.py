@@ -5,8 +5,10 @@ token: a lead is known by its name, never by its place, so any subset in any ord
 tokens. What a missing lead would have said is left out and the rest is scaled up, and a vector a
 lead tells which ones were there. Filters have lengths in seconds, since the grid does.
 
-Amplitudes are not normalised away: batch norms divide by constants. Convolutions look backwards
-only (`causal`), or to both sides.
+Amplitudes are not normalised away: batch norms divide by constants. In training, though, a norm's
+statistics are over all points of the batch, those too at which nothing was measured and which hold
+zeros or an offset: pad little, or train on records of one length, or the norms come to expect the
+padding. Convolutions look backwards only (`causal`), or to both sides.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
 A stream keeps the samples that a grid point still waits for, the inputs of each convolution, the
 state of each scan and running sums for the pooling. None of it grows: a week costs the memory of a
-moment. A token comes out as soon as its last grid point is known, 60 ms of signal after its own
-moment; `finish` ends the record and gives the rest.
+moment. The sums are of double precision: in float32 those of a day would stand still, since what a
+chunk adds falls below their last place. A token comes out as soon as its last grid point is known,
+60 ms of signal after its own moment; `finish` ends the record and gives the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from jaxtyping import Float, Shaped
@@ -21,7 +22,6 @@ from tsfm.models.biosignal_encoder import (
     BiosignalEncoder,
     Encoded,
     Pooled,
-    check_signal,
     lead_slots,
 )
 from tsfm.models.signal_blocks import SignalBlock, SignalState
@@ -42,7 +42,7 @@ class EncoderStream:
     """
 
     def __init__(
-        self, encoder: BiosignalEncoder, *, fs_hz: float | int, leads: Sequence[str]
+        self, encoder: BiosignalEncoder, *, fs_hz: SupportsFloat, leads: Sequence[str]
     ) -> None:
         """Start before the first sample."""
         if not encoder.config.causal or encoder.training:
@@ -72,16 +72,16 @@ class EncoderStream:
             InputError: The chunk does not fit, or the stream has been finished.
         """
         self._check_open()
-        own = self.encoder.query.dtype
-        samples = (chunk if isinstance(chunk, Tensor) else to_tensor(chunk)).to(own)
+        samples = chunk if isinstance(chunk, Tensor) else to_tensor(chunk)
         if samples.dim() != 3 or self._n_records not in (None, len(samples)):
             raise InputError(
                 f"a chunk of shape {tuple(samples.shape)}", code="bad_signal_shape", place="chunk",
                 remedy="Give (records, leads, samples), of the same records every time.",
             )  # fmt: skip
         if samples.shape[-1] == 0:
-            return samples.new_zeros(len(samples), 0, self.encoder.config.d_model)
-        check_signal(samples, self.leads)
+            own = self.encoder.query
+            return own.new_zeros(len(samples), 0, self.encoder.config.d_model)
+        samples = self.encoder.read(samples, self.leads)
         self._n_records = len(samples)
         return self._read(*self._grid.push(samples))
 
@@ -109,7 +109,8 @@ class EncoderStream:
                 "no token has been completed", code="empty_signal", place="EncoderStream",
                 remedy="Push some tenths of a second first, or finish the record.",
             )  # fmt: skip
-        empty = self._sums.total.new_zeros(len(self._sums.total), 0, self.encoder.config.d_model)
+        own = self.encoder.query
+        empty = own.new_zeros(len(self._sums.total), 0, self.encoder.config.d_model)
         return self.encoder.pool(empty, empty[..., 0].bool(), self._sums, self._slots)
 
     def _check_open(self) -> None:
@@ -128,7 +129,9 @@ class EncoderStream:
                 assert isinstance(block, SignalBlock)
                 x, self._states[i] = block(x, mask, self._states[i], return_state=True)
             x = self.encoder.final_norm(x)
-        here = self.encoder.sums(x, mask, values, known)
+        here = Pooled(
+            *(sum_.double() for sum_ in self.encoder.sums(x, mask, values.double(), known))
+        )
         self._sums = here if self._sums is None else _added(self._sums, here)
         return x
 

@@ -47,11 +47,19 @@ def read_config(stored: Mapping[str, Any], *, place: str = "") -> TimelineConfig
         raise _bad_config("the configuration is incomplete or of wrong types", place)
     backbone = MambaConfig(**_cast(stored["backbone"], MambaConfig))
     config = TimelineConfig(**_cast(plain, TimelineConfig), backbone=backbone)
-    if not (_is_in_range(config) and 0 < n_parameters(config) < MOST_PARAMETERS):
-        raise _bad_config("the configuration asks for an impossible size", place)
-    if not _has_sound_names(config):
-        raise _bad_config("the configuration's tasks or bins are none", place)
+    fault = find_fault(config)
+    if fault:
+        raise _bad_config(fault, place)
     return config
+
+
+def find_fault(config: TimelineConfig) -> str | None:
+    """Why no model of a configuration can be; None where one can, and is read back once stored."""
+    if not (_is_in_range(config) and 0 < n_parameters(config) < MOST_PARAMETERS):
+        return "the configuration asks for an impossible size"
+    if not _has_sound_names(config):
+        return "the configuration's tasks or bins are none"
+    return None
 
 
 def build_model(config: TimelineConfig, *, place: str = "") -> TimelineModel:

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from tsfm import clock
+from tsfm.data_end import DataEnd
 from tsfm.errors import FormatError
 from tsfm.event_table import EventWriter
 from tsfm.tasks.cohorts import follow_up_of
@@ -59,3 +60,25 @@ def test_a_moment_that_is_none_is_refused_before_anything_is_written(tmp_path: P
     with pytest.raises(FormatError, match="bad_data_as_of"):
         build_token_store(root, tmp_path / "tokens")
     assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize(
+    ("facts", "code"),
+    [
+        ({"dates_shifted": "false"}, "bad_dates_shifted"),
+        ({"dates_shifted": 1}, "bad_dates_shifted"),
+        ({"data_as_of": 20240531}, "bad_data_as_of"),
+        ({"data_as_of": 0}, "bad_data_as_of"),
+        ({"data_as_of": True}, "bad_data_as_of"),
+        ({"data_as_of": ["2024-05-31"], "dates_shifted": False}, "bad_data_as_of"),
+    ],
+)
+def test_facts_of_another_type_are_refused(facts: dict[str, Any], code: str) -> None:
+    """Read for what they look like, they would make every subject watched, or on a wrong day."""
+    with pytest.raises(FormatError, match=code):
+        DataEnd(facts)
+
+
+def test_facts_that_say_nothing_leave_the_end_to_the_events() -> None:
+    for facts in ({}, {"data_as_of": None, "dates_shifted": None}, {"data_as_of": ""}):
+        assert not DataEnd(facts).is_told

@@ -73,6 +73,67 @@ def test_a_killed_run_shows_no_part_and_is_cleared_by_the_next(tmp_path: Path, w
     assert len(event_table.subject_splits(root)) == 40
 
 
+@pytest.mark.parametrize("with_signals", [True, False])
+def test_signals_that_a_killed_run_did_not_write_are_kept(
+    tmp_path: Path, with_signals: bool
+) -> None:
+    root = tmp_path / "out"
+    signals(root)
+    before = {p.name: p.read_bytes() for p in (root / "signals").iterdir()}
+    die_in(root, "output_folder.os.rename")  # metadata has its place, the events do not
+    if with_signals:
+        finish(root)
+        assert sorted(p.name for p in root.iterdir()) == ["data", "metadata", "signals"]
+    else:
+        with pytest.raises(InputError, match="output_exists"):
+            finish(root, with_signals=False)
+    assert {p.name: p.read_bytes() for p in (root / "signals").iterdir()} == before
+
+
+def test_metadata_that_a_killed_run_did_not_show_are_kept(tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    die_in(root, "event_table.write_events")
+    put("metadata/codes.parquet", "mine")(root)
+    with pytest.raises(InputError, match="output_exists"):
+        finish(root)
+    assert (root / "metadata" / "codes.parquet").read_text() == "mine"
+
+
+def test_signals_that_a_killed_run_had_shown_are_cleared_with_it(tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    code = f"""
+import os, signal
+from pathlib import Path
+from tsfm.output_folder import OutputFolder
+folder = OutputFolder({str(root)!r}, with_signals=False)
+for name in ("signals", "metadata", "data"):
+    (folder.unfinished / name).mkdir()
+for name in ("index.parquet", "manifest.json"):
+    (folder.unfinished / "signals" / name).touch()
+rename, calls = os.rename, []
+def dying(*arguments):
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls.append(rename(*arguments))
+os.rename = dying
+folder.show()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert {"signals", "metadata"} < {p.name for p in root.iterdir()}
+    finish(root, with_signals=False)
+    assert sorted(p.name for p in root.iterdir()) == ["data", "metadata"]
+
+
+@pytest.mark.parametrize("root", ["file", "file/below", "link"])
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path, root: str) -> None:
+    put("file", "mine")(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="output_exists"):
+        finish(tmp_path / root)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_failed_run_leaves_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     nobody = EVENTS.with_columns(pl.lit(None).alias("subject_id"))

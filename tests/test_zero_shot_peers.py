@@ -63,6 +63,11 @@ def test_the_weighted_quantile_loss_is_its_definition(peers: Any) -> None:
     assert peers.weighted_quantile_loss(levels, quantiles, y) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+def test_truths_of_nought_have_no_weighted_loss(peers: Any) -> None:
+    assert np.isnan(peers.weighted_quantile_loss(np.array([0.5]), np.ones((4, 1)), np.zeros(4)))
+
+
 def test_true_quantiles_have_the_least_loss_and_it_tends_to_the_crps(peers: Any) -> None:
     rng = np.random.default_rng(1)
     y = rng.normal(size=20_000)

@@ -8,6 +8,7 @@ that `tsfm --help` is quick.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -48,10 +49,27 @@ LabelledTask = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def _above_zero(value: float) -> float:
+    """Refuse what a range lets pass: no number is below its least, and infinity above it."""
+    if not 0 < value < math.inf:
+        raise typer.BadParameter("give a number above 0")
+    return value
+
+
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 Capacity = Annotated[
     float,
-    typer.Option(help="Share of stays that can be acted on, for the report.", min=0.001, max=1.0),
+    typer.Option(
+        help="Share of stays that can be acted on, for the report.",
+        min=0.001,
+        max=1.0,
+        callback=_above_zero,
+    ),
+]
+LearningRate = Annotated[
+    float, typer.Option("--lr", help="Peak learning rate, above 0.", callback=_above_zero)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
@@ -94,9 +112,14 @@ def encode(
     encoder: Annotated[
         str, typer.Option(help="Model directory of an encoder, or the name of a packaged one.")
     ] = "ecg-encoder",
-    window_s: Annotated[float, typer.Option(help="Longest stretch that is read at once.")] = 30.0,
+    window_s: Annotated[
+        float,
+        typer.Option(
+            help="Longest stretch that is read at once, in seconds.", min=1, callback=_above_zero
+        ),
+    ] = 30.0,
 ) -> None:
-    """Encode the waveforms of a data set, so that a timeline can read them.
+    """Encode a data set's waveforms for its timelines.
 
     Vectors of every record with a standard lead of an ECG are written to signal_vectors/ below the
     data set's root; `tsfm tokenize` and `tsfm score` find them there. Run it again when the signals
@@ -116,7 +139,7 @@ def tokenize(
         typer.Option(help="Model or token store whose vocabulary to use; else one is fitted."),
     ] = None,
     min_count: Annotated[
-        int, typer.Option(help="Codes rarer than this in training take their parent's id.")
+        int, typer.Option(help="Codes rarer than this in training take their parent's id.", min=1)
     ] = 10,
 ) -> None:
     """Turn events into the packed token store.
@@ -154,11 +177,11 @@ def label(events: Events, task: LabelledTask, out: Out, as_json: AsJson = False)
 def pretrain(
     tokens: Annotated[Path, typer.Argument(help="Token store.", show_default=False)],
     out: Out,
-    epochs: Annotated[int, typer.Option(help="Passes over the training subjects.")] = 3,
-    d_model: Annotated[int, typer.Option(help="Width of the model.")] = 64,
-    layers: Annotated[int, typer.Option(help="Mamba blocks.")] = 2,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
-    max_tokens: Annotated[int, typer.Option(help="Tokens a batch.")] = 2048,
+    epochs: Annotated[int, typer.Option(help="Passes over the training subjects.", min=1)] = 3,
+    d_model: Annotated[int, typer.Option(help="Width of the model.", min=1)] = 64,
+    layers: Annotated[int, typer.Option(help="Mamba blocks.", min=1)] = 2,
+    lr: LearningRate = 3e-3,
+    max_tokens: Annotated[int, typer.Option(help="Tokens a batch.", min=1)] = 2048,
     seed: Seed = 0,
 ) -> None:
     """Train a timeline model on the training subjects.
@@ -188,8 +211,8 @@ def finetune(
     labels: Annotated[Path, typer.Option(help="Folder written by `tsfm label`.")],
     task: TaskName,
     out: Out,
-    epochs: Annotated[int, typer.Option(help="Most passes over the training subjects.")] = 3,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.2e-3,
+    epochs: Annotated[int, typer.Option(help="Most passes over the training subjects.", min=1)] = 3,
+    lr: LearningRate = 1.2e-3,
     seed: Seed = 0,
 ) -> None:
     """Fit a task's hazards and calibrate them.

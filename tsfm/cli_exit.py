@@ -62,10 +62,12 @@ def tell_error(error: Exception) -> int:
         return USAGE if is_usage else error.exit_code
     if isinstance(error, OSError):
         place = f" ({error.filename})" if error.filename else ""
+        what, remedy = error.strerror, "Check the path, its permissions and the free space."
+        # A folder that is there already is no error, so what exists is a file.
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            what, remedy = "a file stands where a folder is needed", "Choose another folder."
         typer.echo(
-            f"tsfm: [unusable_path] {error.strerror or 'the system refused'}{place}. "
-            "Check the path, its permissions and the free space.",
-            err=True,
+            f"tsfm: [unusable_path] {what or 'the system refused'}{place}. {remedy}", err=True
         )
         return 1
     if os.environ.get(TRACEBACK):

@@ -25,7 +25,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of the event table to w
 Shards = Annotated[int, typer.Option(help="Files to spread the subjects over.", min=1)]
 CodingDelay = Annotated[
     float,
-    typer.Option(help="Hours from the end of a stay until its billing codes are known."),
+    typer.Option(help="Hours from the end of a stay until its billing codes are known.", min=0.0),
 ]
 MaxQuarantined = Annotated[
     float,
@@ -113,7 +113,7 @@ def ingest_eicu_command(
     src: Source,
     out: Out,
     culture_delay_hours: Annotated[
-        float, typer.Option(help="Hours from taking a culture until its result is known.")
+        float, typer.Option(help="Hours from taking a culture until its result is known.", min=0.0)
     ] = 120.0,
     n_shards: Shards = 4,
     max_quarantined: MaxQuarantined = 0.5,
@@ -179,7 +179,7 @@ def ingest_diabetes130_command(
     max_quarantined: MaxQuarantined = 0.5,
     as_json: AsJson = False,
 ) -> None:
-    """Read UCI's Diabetes 130-US hospitals, stays with a true 30-day readmission label.
+    """Read the stays of UCI's Diabetes 130-US hospitals.
 
     The source has no dates: stays follow each other in the order of their ids on a made-up clock,
     and only the lengths of stays and the answer to "back within 30 days?" are true. That answer is
@@ -213,7 +213,8 @@ def ingest_wfdb_command(
 ) -> None:
     """Read ECG and PPG records of the WFDB format.
 
-    Their samples go into the signal store, and an event a record into the event table.
+    Their samples go into the signal store, and for each record an event a kind of signal into the
+    event table.
     """
     from tsfm.ingest.wfdb_records import ingest_wfdb
 

@@ -71,7 +71,7 @@ class Clock:
                 f"unknown clock '{mode}'",
                 code="unknown_clock",
                 place="--clock",
-                remedy="Use utc or wall.",
+                remedy="Use utc or wall; a FHIR export is also read on auto.",
             )
         try:
             return cls(mode, ZoneInfo(zone_name) if zone_name else None)

@@ -30,14 +30,25 @@ class DataEnd:
         is_told: Whether the facts say it all, so that no event has to be seen.
 
     Raises:
-        FormatError: `bad_data_as_of`: it is not a time stamp.
+        FormatError: `bad_data_as_of`: it is not a time stamp. `bad_dates_shifted`: it is neither
+            true nor false.
     """
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         """Read what the data set says of itself."""
-        self._is_shifted = bool(facts.get("dates_shifted"))
+        shifted = facts.get("dates_shifted")
+        if shifted is not None and not isinstance(shifted, bool):
+            raise FormatError(  # the text "false" would count as true
+                "dates_shifted is neither true nor false",
+                code="bad_dates_shifted",
+                place="metadata/dataset.json",
+                remedy="Write true or false, without quotation marks.",
+            )
+        self._is_shifted = bool(shifted)
         as_of = None if self._is_shifted else facts.get("data_as_of")
-        self._as_of_us = _read_moment(str(as_of), facts.get("clock")) if as_of else None
+        self._as_of_us = None
+        if as_of is not None and as_of != "":
+            self._as_of_us = _read_moment(as_of, facts.get("clock"))
         self.is_told = self._is_shifted or self._as_of_us is not None
         self._last: dict[str, datetime] = {}
 
@@ -56,8 +67,10 @@ class DataEnd:
         return clock.to_us(min(self._last.values())) if self._last else 0
 
 
-def _read_moment(text: str, clock_mode: str | None) -> int:
+def _read_moment(text: object, clock_mode: str | None) -> int:
     try:
+        if not isinstance(text, str):  # 20240531 is a number of something, not a day
+            raise ValueError
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise FormatError(

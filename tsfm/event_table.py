@@ -105,15 +105,14 @@ class EventWriter:
             events: Any of the columns of `POLARS_EVENTS`; missing ones become null. Where
                 `available_time` is null and `time` is not, it is set to `time`; an
                 `available_time` before `time` is kept (an order for tomorrow is known today).
+
+        Raises:
+            InputError: See `read_columns`.
+            FormatError: `null_in_required_column`: an event has no subject or no code.
         """
         if events.height == 0:
             return
-        frame = events.select(
-            (pl.col(name).cast(kind) if name in events.columns else pl.lit(None, dtype=kind)).alias(
-                name
-            )
-            for name, kind in POLARS_EVENTS.items()
-        ).with_columns(pl.col(schema.AVAILABLE_TIME).fill_null(pl.col(schema.TIME)))
+        frame = read_columns(events, place="EventWriter.add")
         if frame[schema.SUBJECT_ID].null_count() or frame[schema.CODE].null_count():
             raise FormatError(
                 "an event has no subject or no code",
@@ -170,6 +169,67 @@ class EventWriter:
         )
         self._folder.show()
         return EventTableInfo(len(subjects), sum(counts.values()), _count_classes(counts))
+
+
+def read_columns(events: pl.DataFrame, *, place: str) -> pl.DataFrame:
+    """Any columns of `POLARS_EVENTS` as all of them, in their types and order.
+
+    Missing columns are null. A fact with a time of which nobody says when it was known is known at
+    its time.
+
+    Args:
+        events: A frame from outside.
+        place: For the message.
+
+    Raises:
+        InputError: `bad_time_type`: times have a zone. `bad_column_type`: a column can't be cast,
+            or an id is no whole number; 1.5 cut to 1 would be another patient.
+    """
+    found: list[pl.Series] = []
+    for name, kind in POLARS_EVENTS.items():
+        if name not in events.columns:
+            found.append(pl.Series(name, [None], kind).new_from_index(0, events.height))
+            continue
+        given = events[name]
+        check_no_zone(given, place=place)
+        if kind == pl.Int64 and not _may_hold_ids(given.dtype):
+            raise _bad_column(name, f"is {given.dtype}", place)
+        try:
+            read = given.cast(kind)
+        except pl.exceptions.PolarsError:  # whose message quotes values
+            raise _bad_column(name, f"is {given.dtype}, or holds what is none", place) from None
+        # Of floating-point and decimal numbers, a cast takes off what is behind the point.
+        if kind == pl.Int64 and given.dtype.is_numeric() and not (read == given).all():
+            raise _bad_column(name, "holds numbers that are not whole", place)
+        found.append(read)
+    return pl.DataFrame(found).with_columns(
+        pl.col(schema.AVAILABLE_TIME).fill_null(pl.col(schema.TIME))
+    )
+
+
+def check_no_zone(column: pl.Series, *, place: str) -> None:
+    """Refuse times with a zone: a cast would shift them to UTC, whatever the data set's clock.
+
+    Raises:
+        InputError: `bad_time_type`.
+    """
+    if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone is not None:
+        raise InputError(
+            f"column '{column.name}' is {column.dtype}", code="bad_time_type", place=place,
+            remedy="Bring it to the data set's clock as date-times without a zone.",
+        )  # fmt: skip
+
+
+def _bad_column(name: str, what: str, place: str) -> InputError:
+    return InputError(
+        f"column '{name}' {what}", code="bad_column_type", place=place,
+        remedy=f"Cast it to {POLARS_EVENTS[name]}.",
+    )  # fmt: skip
+
+
+def _may_hold_ids(kind: pl.DataType) -> bool:
+    """Whether numbers of a type, or texts that are numbers, can be ids."""
+    return kind.is_numeric() or kind in (pl.String, pl.Null)
 
 
 def sort_events(events: pl.DataFrame) -> pl.DataFrame:
@@ -240,13 +300,13 @@ def append_events(
     Subjects that the table does not know yet go to its last shard. Shards are written one by one.
     Records of a signal that is merged again take the place of those that are there, so that a
     merge which was stopped half-way can be made anew.
+
+    Raises:
+        InputError: See `read_columns`; or there is no table.
     """
     facts, known, ids = dataset_facts(root), subject_splits(root), subject_ids(root)
     paths = shard_paths(root)
-    left = events.select(
-        (pl.col(n).cast(k) if n in events.columns else pl.lit(None, dtype=k)).alias(n)
-        for n, k in POLARS_EVENTS.items()
-    ).with_columns(pl.col(schema.AVAILABLE_TIME).fill_null(pl.col(schema.TIME)))
+    left = read_columns(events, place="append_events")
     counts: dict[str, int] = {}
     subjects: set[int] = set()
     again = left[schema.SIGNAL_ID].drop_nulls().unique().implode()

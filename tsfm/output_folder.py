@@ -26,6 +26,8 @@ _HIDDEN = ".unfinished-"
 _SPILL = "spill"
 _SHOWN = (SIGNALS, "metadata", "data")
 """In the order in which they take their places: a reader looks for the events first."""
+_NOTE = "shown-"
+"""Begins the name of an empty file that says that a run was about to put something in its place."""
 _CHUNKS = re.compile(r"[0-9]+-[0-9]{6}\.parquet")
 _OF_THE_SYSTEM = {"lost+found", ".DS_Store"}
 _METADATA = {"codes.parquet", "subject_splits.parquet", "subject_ids.parquet", "dataset.json"}
@@ -67,7 +69,15 @@ class OutputFolder:
             InputError: `output_exists` or `output_in_use`.
         """
         self.root = Path(root)
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InputError(
+                "the output folder, or one above it, is no folder",
+                code="output_exists",
+                place=str(self.root),
+                remedy="Choose another --out.",
+            ) from None
         self._lock = _lock(self.root)
         try:
             self._clear(with_signals)
@@ -83,6 +93,7 @@ class OutputFolder:
         shutil.rmtree(self.spill)
         for name in _SHOWN:
             if (self.unfinished / name).exists():
+                (self.unfinished / (_NOTE + name)).touch()  # of a killed run, all that tells
                 os.rename(self.unfinished / name, self.root / name)
 
     def close(self) -> None:
@@ -110,7 +121,9 @@ class OutputFolder:
     def _was_shown(self, name: str, left: list[Path]) -> bool:
         """Whether a run whose rest is left had put this in its place."""
         shown = self.root / name
-        if not _is_folder(shown) or any((path / name).exists() for path in left):
+        if not _is_folder(shown) or not any(
+            (path / (_NOTE + name)).exists() and not (path / name).exists() for path in left
+        ):
             return False
         if name == SIGNALS:
             return _is_store(shown)
@@ -160,7 +173,8 @@ def _is_left_over(path: Path) -> bool:
         return False
     if path.name.startswith(".spill-"):  # of an earlier version
         return all(_CHUNKS.fullmatch(name) for name in os.listdir(path))
-    return path.name.startswith(_HIDDEN) and set(os.listdir(path)) <= {_SPILL, *_SHOWN}
+    own = {_SPILL, *_SHOWN, *(_NOTE + name for name in _SHOWN)}
+    return path.name.startswith(_HIDDEN) and set(os.listdir(path)) <= own
 
 
 def _is_store(path: Path) -> bool:

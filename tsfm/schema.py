@@ -156,7 +156,8 @@ SIGNAL_INDEX = pa.schema(
 def align(table: pa.Table, schema: pa.Schema, *, place: str = "") -> pa.Table:
     """Return `table` with exactly the columns and types of `schema`, in its order.
 
-    Missing nullable columns are added as nulls; casts that would lose information are refused.
+    Missing nullable columns are added as nulls; casts that would lose information are refused, a
+    time zone's among them.
 
     Raises:
         FormatError: A required column is missing, holds nulls, or can't be cast.
@@ -180,6 +181,14 @@ def align(table: pa.Table, schema: pa.Schema, *, place: str = "") -> pa.Table:
                 code="null_in_required_column",
                 place=place,
                 remedy="Drop or mend these rows before this step.",
+            )
+        if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+            # Cast, it would be shifted to UTC, whatever the data set's clock.
+            raise FormatError(
+                f"column '{field.name}' is {column.type}, not {field.type}",
+                code="wrong_column_type",
+                place=place,
+                remedy="Bring it to the data set's clock and drop the zone.",
             )
         if column.type != field.type:
             # Halving a double's precision is what MEDS asks of numeric_value: not an error.

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tsfm import event_table
+from tsfm import event_table, schema
 
 TASKS = ("readmission_30d", "mortality_in_hospital", "length_of_stay_7d")
 TASK = TASKS[0]
@@ -146,14 +146,62 @@ def test_steps_without_their_input_say_which_command_makes_it(
         assert not (tmp_path / "out").exists(), arguments
 
 
-def test_an_output_that_is_a_file_is_a_path_that_cannot_be_used(
-    tsfm: Callable[..., Any], tmp_path: Path
+def test_an_output_that_is_a_file_is_called_one_and_left_alone(
+    tsfm: Callable[..., Any], road: Any, tmp_path: Path
 ) -> None:
-    (tmp_path / "file").write_text("mine")
+    file = tmp_path / "file"
+    file.write_text("mine")
     source = export(tmp_path / "src", PATIENT, STAY, LAB)
-    ended = tsfm("ingest", "fhir", source, "--out", tmp_path / "file")
-    assert (ended.code, ended.error_code) == (1, "unusable_path")
-    assert (tmp_path / "file").read_text() == "mine"
+    for arguments, code, words in (
+        (("ingest", "fhir", source), "output_exists", "is no folder"),
+        (("tokenize", road / "events"), "unusable_path", "a file"),
+        (("label", road / "events", "--task", TASK), "unusable_path", "a file"),
+        (("score", road / "model", road / "events", "--task", TASK), "unusable_path", "a file"),
+    ):
+        ended = tsfm(*arguments, "--out", file)
+        assert (ended.code, ended.error_code) == (1, code), ended
+        assert words in ended.stderr
+        assert str(file) in ended.stderr
+        assert "exists" not in ended.stderr.removeprefix("tsfm: [output_exists]")
+        assert file.read_text() == "mine"
+
+
+def test_a_model_that_is_none_of_timelines_is_named_as_what_it_is(
+    tsfm: Callable[..., Any], road: Any, tmp_path: Path
+) -> None:
+    task = ("--task", TASK, "--out", tmp_path / "run")
+    for name, kind in (
+        ("ecg-encoder", "biosignal_encoder"),
+        ("ppg-encoder", "ppg-encoder"),
+        ("ecg-beats", "beat_classifier"),
+        ("forecaster-icu", "forecaster"),
+    ):
+        ended = tsfm("score", name, road / "events", *task)
+        assert (ended.code, ended.error_code) == (1, "unknown_model_type")
+        assert kind in ended.stderr
+        assert "tsfm finetune" in ended.stderr
+
+
+def test_labels_of_another_hospital_are_told_from_labels_without_outcomes(
+    tsfm: Callable[..., Any], road: Any, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels" / TASK
+    other = road.table(f"labels/{TASK}/cohort.parquet").with_columns(pl.col("subject_id") + 1)
+    event_table.write_table(
+        schema.align(other.to_arrow(), schema.COHORT, place="cohort"), labels / "cohort.parquet"
+    )
+    asked = ("--labels", labels.parent, "--task", TASK, "--out", tmp_path / "model")
+    ended = tsfm("finetune", road / "pretrained", road / "tokens", *asked)
+    assert (ended.code, ended.error_code) == (1, "empty_cohort")
+    assert "no subject of the labels is in the token store" in ended.stderr
+
+
+def test_events_that_are_no_event_table_are_not_called_another_one(
+    tsfm: Callable[..., Any], road: Any
+) -> None:
+    ended = tsfm("evaluate", road / "run", "--events", road / "hospital")
+    assert (ended.code, ended.error_code) == (2, "no_events")
+    assert "no event table" in ended.stderr
 
 
 def test_a_model_whose_file_was_changed_ends_with_exit_code_4(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -70,6 +71,8 @@ def test_help_of_the_whole_names_every_command(tsfm: Callable[..., Any]) -> None
     for arguments in (["--help"], ["ingest", "--help"]):
         ended = tsfm(*arguments)
         assert ended.code == 0
+        listed = ended.stdout.split("Commands:")[1]
+        assert "..." not in listed  # no first line is cut short
         for name in commands():
             if name.startswith("ingest ") == (arguments[0] == "ingest"):
                 assert name.split()[-1] in ended.stdout
@@ -93,9 +96,41 @@ def test_wrong_values_of_options_are_wrong_usage(
         ("simulate", *out, "--patients", 0),
         ("ingest", "fhir", source, *out, "--n-shards", 0),
         ("ingest", "mimic4", source, *out, "--n-shards", -1),
+        ("ingest", "mimic4", source, *out, "--coding-delay-hours", -1),
+        ("ingest", "eicu", source, *out, "--culture-delay-hours", -1),
     ):
         assert tsfm(*arguments).code == 2, arguments
     assert not (tmp_path / "x").exists()
+
+
+def test_values_that_train_or_read_nothing_are_wrong_usage(
+    tsfm: Callable[..., Any], road: Any, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "x")
+    pretrain = ("pretrain", road / "tokens", *out, "--epochs", 1)
+    finetune = (
+        "finetune", road / "pretrained", road / "tokens", "--labels", road / "labels",
+        "--task", TASK, *out,
+    )  # fmt: skip
+    for arguments in (
+        *((*pretrain, "--layers", n) for n in (0, -2)),
+        (*pretrain, "--d-model", 0),
+        *(
+            (*command, "--lr", lr)
+            for command in (pretrain, finetune)
+            for lr in (-1, 0, "nan", "inf")
+        ),
+        *((*command, "--seed", -1) for command in (pretrain, finetune, ("simulate", *out))),
+        *((*command, "--epochs", 0) for command in (pretrain, finetune)),
+        (*pretrain, "--max-tokens", 0),
+        ("tokenize", road / "events", *out, "--min-count", -3),
+        *(("encode", road / "events", "--window-s", s) for s in (0, "nan", "inf")),
+        ("report", road / "run", "--capacity", "nan"),
+    ):
+        ended = tsfm(*arguments)
+        assert (ended.code, ended.stdout) == (2, ""), (arguments, ended)
+    assert not list(tmp_path.iterdir())
+    assert not (road / "events" / "signal_vectors").exists()
 
 
 def test_an_option_that_a_command_itself_refuses_is_wrong_usage_too(
@@ -113,6 +148,8 @@ def test_an_option_that_a_command_itself_refuses_is_wrong_usage_too(
     ):
         ended = tsfm(*arguments)
         assert (ended.code, ended.error_code) == (2, code), arguments
+        if code == "unknown_clock":
+            assert all(name in ended.stderr for name in ("utc", "wall", "auto"))
     assert not (tmp_path / "x").exists()
 
 
@@ -138,6 +175,7 @@ def test_score_offers_no_task_that_it_refuses(
         ended = tsfm("score", road / "model", road / "events", "--task", name, "--out", tmp_path)
         assert (ended.code, ended.error_code) == (2, "unknown_task")
         assert all((task in ended.stderr) == (task == name) for task in CLASS_TASKS), name
+        assert "write_risk_assessments" not in ended.stderr  # no name of a function of Python
 
 
 def test_help_names_the_tasks_that_a_command_takes(tsfm: Callable[..., Any]) -> None:
@@ -164,6 +202,18 @@ def test_what_is_there_is_never_written_over(tsfm: Callable[..., Any], road: Any
         ended = tsfm(*arguments)
         assert (ended.code, ended.error_code) == (1, "output_exists"), arguments
     assert fingerprints(road.root) == before
+
+
+def test_a_run_whose_report_is_missing_names_the_command_that_writes_it(
+    tsfm: Callable[..., Any], road: Any, tmp_path: Path
+) -> None:
+    run = shutil.copytree(road / "run", tmp_path / "run")
+    (run / "report.html").unlink()  # as where somebody stops `score` while it is written
+    again = tsfm("score", road / "model", road / "events", "--task", TASK, "--out", run)
+    assert (again.code, again.error_code) == (1, "output_exists")
+    (arguments,) = re.findall(r"`tsfm (report .+?)`", again.stderr)
+    assert tsfm(*shlex.split(arguments)).code == 0
+    assert (run / "report.html").exists()
 
 
 def fingerprints(root: Path) -> dict[str, str]:

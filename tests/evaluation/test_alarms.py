@@ -161,7 +161,48 @@ def test_the_figures_of_a_report_by_hand() -> None:
     assert ever.ppv.value == pytest.approx(4 / 5)
     assert ever.sensitivity.value == 1
     assert ever.lead_hours[0.75].value == pytest.approx((38 + 85) / 2)  # of 10, 38 and 85 hours
+
+
+def test_a_report_says_its_figures_in_aligned_lines() -> None:
+    four = [(48.0, (10, 40)), (60.0, (50,)), (90.0, (5,)), (None, (20,))]
+    rows = [(4 * i + k, *one) for i in range(11) for k, one in enumerate(four)]
+    stays = make_stays([(subject, 96, event) for subject, event, _ in rows])
+    course = make_course([(subject, h, 0.9) for subject, _, hours in rows for h in hours])
+    found = report_alarms(course, stays, AlarmPolicy(0.5), horizon=24 * HOUR, n=50)
+    first, *lines = found.as_text().splitlines()
+    assert first == (
+        "alarms from 50.0%: 55 in 135 patient-days; 33 of 44 stays (44 subjects) with the event"
+    )
+    names = ("sensitivity", "positive predictive value", "alarms per 100 patient-days")
+    assert [line.split("  ")[1] for line in lines[:3]] == list(names)
+    assert len(lines) == 6
+    assert len({line.index(" [") for line in lines}) == 1
+    assert "  66.7% [" in lines[0]
     assert "66.7%" in found._repr_html_()
+
+
+def test_a_report_shows_nothing_of_few_subjects() -> None:
+    cases = ((10, 5, ""), (40, 8, "per 100"), (40, 33, "per 100"), (40, 20, "sen"))
+    for n, n_events, shown in cases:
+        stays = make_stays([(k, 48.0, 24.0 if k < n_events else None) for k in range(n)])
+        course = make_course([(k, 10, 0.9) for k in range(n)])
+        found = report_alarms(course, stays, AlarmPolicy(0.3), n=5)
+        for text in (found.as_text(), found._repr_html_()):
+            assert ("fewer than 11 subjects" in text) == (shown != "sen")
+            assert (f"{n_events} of {n}" in text) == (shown == "sen")
+            assert ("per 100" in text) == bool(shown)
+            # All have an alarm, so the share of true ones is that of the event.
+            assert (f"{n_events / n:.1%}" in text) == (shown == "sen")
+
+
+def test_a_report_names_what_is_not_defined() -> None:
+    course, stays = drawn(40)
+    stays = stays.with_columns(event_time=pl.lit(None, pl.Datetime("us")))
+    for threshold, n_lines in ((0.05, 4), (1.0, 5)):
+        found = report_alarms(course, stays, AlarmPolicy(threshold), n=5)
+        for text in (found.as_text(), found._repr_html_()):
+            assert "nan" not in text
+            assert text.count("not defined") == n_lines
 
 
 def test_intervals_hold_the_truth_they_were_drawn_around() -> None:

@@ -85,3 +85,14 @@ def test_a_coverage_is_a_share(level: float):
         bootstrap_interval(auroc, [1, 2], [0, 1], [0.1, 0.2], 10, level=level)
     with pytest.raises(InputError, match="bad_level"):
         paired_difference(auroc, [1, 2], [0, 1], [0.1, 0.2], [0.2, 0.1], 10, level=level)
+
+
+def test_a_single_subject_has_no_interval():
+    y, p = drawn(50)
+    for found in (
+        bootstrap_interval(auroc, np.zeros(50), y, p),
+        paired_difference(auroc, np.zeros(50), y, p, 1 - p),
+    ):
+        assert np.isfinite(found.value)
+        assert np.isnan([found.low, found.high]).all()
+        assert found.n_used == 0

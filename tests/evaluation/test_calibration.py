@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tsfm.errors import InputError
 from tsfm.evaluation.calibration import (
+    calibration_intervals,
     calibration_slope_intercept,
     ece,
     fit_platt,
@@ -103,3 +104,35 @@ def test_wilson_interval_as_published():
     low, high = wilson_interval([81, 0], [263, 20])
     assert low == pytest.approx([0.2553, 0.0], abs=5e-5)
     assert high == pytest.approx([0.3662, 0.1611], abs=5e-5)
+
+
+@pytest.mark.parametrize("constant", [0.05, 0.1, 0.15, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("n", [3, 7, 10, 50, 101])
+def test_one_probability_has_no_line_whatever_rounding_makes_of_its_spread(constant, n):
+    y = np.arange(n) < n // 3
+    assert np.isnan(calibration_slope_intercept(y, np.full(n, constant))).all()
+    with pytest.raises(InputError, match="nothing_to_calibrate"):
+        fit_platt(y, np.full(n, constant))
+    with pytest.raises(InputError, match="nothing_to_calibrate"):
+        fit_score_model(np.full(n, 73 * constant), y)
+
+
+def test_probabilities_close_together_still_have_their_line():
+    y = np.array([0, 0, 1, 0, 1, 1])
+    p = 0.1 + 1e-7 * np.array([0, 0, 0, 1, 1, 1])
+    wide = calibration_slope_intercept(y, logit_line(np.array([0, 0, 0, 1, 1, 1.0])))
+    step = logit(0.1 + 1e-7) - logit(0.1)
+    assert calibration_slope_intercept(y, p).slope * step == pytest.approx(wide.slope, rel=1e-4)
+
+
+def logit_line(z: np.ndarray) -> np.ndarray:
+    """Probabilities whose log odds are z."""
+    return 1 / (1 + np.exp(-z))
+
+
+def test_resamples_of_one_probability_are_not_used():
+    y = np.r_[np.zeros(40), np.ones(18), 0, 1]
+    p = np.r_[np.full(58, 0.1), 0.3, 0.3]
+    slope = calibration_intervals(np.arange(60), y, p, n=300)["slope"]
+    assert 0.75 * slope.n_drawn < slope.n_used < slope.n_drawn  # all but (58/60)^60 of them
+    assert abs(slope.high) < 100

@@ -231,3 +231,31 @@ def test_labels_may_be_numbers_and_no_others_than_nought_and_one() -> None:
     odd = scores[0].with_columns(pl.lit(2).alias("boolean_value"))
     with pytest.raises(InputError, match="bad_label"):
         drift_table(events, events, reference_scores=odd, current_scores=scores[1])
+
+
+def test_sizes_do_not_tell_how_many_have_a_code_without_a_value() -> None:
+    def period(n_with_value: int) -> pl.DataFrame:
+        events = make_events(200, n_codes=2, shares={"LAB//0//mg": 1.0, "LAB//1//mg": 1.0})
+        events = events.filter((pl.col("code") != "LAB//1//mg") | (pl.col("subject_id") < 100))
+        keep = pl.col("subject_id") < n_with_value
+        return events.with_columns(pl.when(keep).then("numeric_value"))
+
+    found = drift_table(period(97), period(60))
+    kinds = {r["kind"]: r for r in found.filter(name="LAB//1//mg").iter_rows(named=True)}
+    assert kinds["code"]["reference"] == 0.5
+    assert (kinds["value"]["n_reference"], kinds["value"]["n_current"]) == (None, 60)
+
+
+def test_sizes_do_not_tell_how_many_have_a_score_without_an_outcome() -> None:
+    events = make_events(50, n_codes=2)
+    few, many = (
+        make_scores(800, seed=seed).with_columns(
+            pl.when(pl.col("subject_id") >= n).then("boolean_value").alias("boolean_value")
+        )
+        for seed, n in ((0, 4), (1, 50))
+    )
+    found = drift_table(events, events, reference_scores=few, current_scores=many)
+    kinds = {r["kind"]: r for r in found.iter_rows(named=True)}
+    assert (kinds["score"]["n_reference"], kinds["score"]["n_current"]) == (400, 400)
+    assert (kinds["calibration"]["n_reference"], kinds["calibration"]["n_current"]) == (None, 350)
+    assert kinds["calibration"]["status"] == "tested"

@@ -15,6 +15,7 @@ from tsfm import event_table, schema
 from tsfm.errors import InputError
 from tsfm.evaluation.leak_audit import (
     ADDED,
+    ANSWERS,
     CODES,
     KINDS,
     N_ADDED,
@@ -80,7 +81,8 @@ def test_a_scorer_of_what_was_known_is_clean(events: pl.DataFrame, cohort: pl.Da
         found = audit_leaks(events, cohort, summed(IS_KNOWN, what))
         assert found.is_clean
         assert found.n_stays == cohort.height
-        assert all(n > 50 for n in found.n_altered.values()), found.n_altered
+        assert all(found.n_altered[kind] > 50 for kind in KINDS), found.n_altered
+        assert found.n_altered[ANSWERS] == 0  # of a cohort that holds none
 
 
 def one_later_event(events: pl.DataFrame, cohort: pl.DataFrame) -> np.ndarray:
@@ -123,6 +125,64 @@ def test_a_planted_leak_is_caught_by_the_kinds_that_touch_it(
     by = set(found.leaks["kinds"].unique())
     assert by == expected | {"+".join(KINDS)}
     assert found.leaks.select(KEY).unique().height >= 0.5 * cohort.height
+
+
+@pytest.fixture(scope="module")
+def answered(cohort: pl.DataFrame) -> pl.DataFrame:
+    """The cohort with answers, known at the discharge: some are known when the next are asked."""
+    number = pl.int_range(pl.len())
+    return cohort.with_columns(
+        end_time=pl.col("prediction_time") + pl.duration(hours=number % 50),
+        reason=pl.lit(None, pl.String),
+        outcome=pl.when(number % 3 == 0).then(pl.lit("event")).otherwise(pl.lit("censored")),
+        outcome_days=(number % 50) / 24,
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (pl.col("outcome") == "event").cast(pl.Float64),
+        pl.col("outcome_days"),
+        (pl.col("end_time") - pl.col("start_time")).dt.total_hours(),
+        pl.col("reason").is_null().cast(pl.Int8),
+    ],
+    ids=["outcome", "days", "length of stay", "reason"],
+)
+@pytest.mark.parametrize("rounds", [[KINDS], [[VALUES]]], ids=["all", "one"])
+def test_a_scorer_that_reads_the_answer_from_the_cohort_is_caught(
+    events: pl.DataFrame, answered: pl.DataFrame, answer: pl.Expr, rounds: Any
+) -> None:
+    def score(_: pl.DataFrame, cohort: pl.DataFrame) -> np.ndarray:
+        return cohort.select(answer).to_series().to_numpy()
+
+    found = audit_leaks(events, answered, score, rounds=rounds)
+    assert found.leaks["kinds"].unique().to_list() == [ANSWERS]
+    assert found.leaks.select(KEY).unique().height > 0.2 * answered.height
+
+
+def test_a_scorer_may_read_of_the_cohort_what_was_known(
+    events: pl.DataFrame, answered: pl.DataFrame
+) -> None:
+    """Ends of earlier stays, outcomes whose days have passed, and who is asked about at all."""
+
+    def score(_: pl.DataFrame, cohort: pl.DataFrame) -> np.ndarray:
+        others = cohort.select(
+            "subject_id", "outcome", "end_time",
+            over=pl.col("prediction_time") + pl.duration(hours=pl.col("outcome_days") * 24),
+        )  # fmt: skip
+        now = pl.col("prediction_time")
+        rows = cohort.select(KEY).with_row_index("row").join(others, on="subject_id")
+        sums = rows.group_by("row").agg(
+            ((pl.col("outcome") == "event") & (pl.col("over") <= now)).sum().alias("events"),
+            (pl.col("end_time") <= now).sum().alias("ends"),
+        )
+        return sums.sort("row").select("events", "ends").to_numpy()
+
+    found = audit_leaks(events, answered, score)
+    assert score(events, answered).sum(0).min() > 0
+    assert found.is_clean
+    assert found.n_altered[ANSWERS] > 20
 
 
 def test_a_leak_into_one_stay_names_that_stay_alone(

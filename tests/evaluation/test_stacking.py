@@ -87,3 +87,17 @@ def test_a_stack_does_not_ask_for_models_without_a_weight() -> None:
 def test_what_can_not_be_stacked_is_refused(y, models, code) -> None:
     with pytest.raises(InputError, match=code):
         fit_stack(y, models)
+
+
+@pytest.mark.parametrize(
+    ("models", "code"),
+    [
+        ({"a": [1.7, -3.0]}, "bad_probability"),
+        ({"a": [0.5, np.nan]}, "nan_score"),
+        ({"b": [0.1, 0.2, 0.3], "a": [0.5]}, "unequal_lengths"),
+        ({"b": [0.1, 0.2], "a": [0.5, 0.2, 0.3]}, "unequal_lengths"),
+    ],
+)
+def test_a_stack_takes_probabilities_of_the_same_rows_only(models, code) -> None:
+    with pytest.raises(InputError, match=code):
+        Stack(0.0, {"a": 1.0, "b": 0.0}).probability(models)

@@ -84,3 +84,100 @@ def test_a_subject_in_two_hidden_groups_is_one_subject():
     hidden = subgroup_table(frame, ["kind"], n=5).filter("suppressed")["group"].to_list()
     # Six subjects are in both small groups: told apart from all others, they would be known.
     assert hidden == ["OBSERVATION", "URGENT", "WARD"]
+
+
+def grouped(rows: list[tuple[int, dict[str, str]]]) -> pl.DataFrame:
+    """So many subjects of one row with these groups each; half of them have the outcome."""
+    found = [groups for n, groups in rows for _ in range(n)]
+    return pl.DataFrame(found).with_columns(
+        subject_id=pl.int_range(pl.len()),
+        boolean_value=pl.int_range(pl.len()) % 2 == 0,
+        predicted_boolean_probability=pl.lit(0.5),
+    )
+
+
+def shown(frame: pl.DataFrame, columns: list[str], figure: str = "n_subjects") -> dict[str, float]:
+    table = subgroup_table(frame, columns, n=5).drop_nulls(figure)
+    return dict(zip(table["column"] + " " + table["group"], table[figure], strict=True))
+
+
+def test_a_hidden_group_can_not_be_had_across_columns():
+    frame = grouped(
+        [
+            (50, {"kind": "A", "broad": "A or C"}),
+            (3, {"kind": "C", "broad": "A or C"}),
+            (30, {"kind": "B", "broad": "B"}),
+            (20, {"kind": "E", "broad": "E"}),
+        ]
+    )
+    assert shown(frame, ["kind"]) == {"kind A": 50, "kind B": 30}
+    both = {"kind B": 30, "broad A or C": 53, "broad B": 30, "broad E": 20}
+    assert shown(frame, ["kind", "broad"]) == both
+    assert shown(frame, ["broad", "kind"]) == both
+
+
+def test_nor_a_few_who_are_in_two_shown_groups():
+    # All of A and three of Z are in B: B less A would be those three.
+    frame = grouped(
+        [
+            (50, {"kind": "A", "ward": "B"}),
+            (3, {"kind": "Z", "ward": "B"}),
+            (37, {"kind": "Z", "ward": "Y"}),
+            (40, {"kind": "X", "ward": "W"}),
+        ]
+    )
+    told = shown(frame, ["kind", "ward"])
+    assert told == {"kind A": 50, "kind X": 40, "kind Z": 40, "ward W": 40}
+
+
+def test_groups_that_leave_nobody_or_many_over_are_shown():
+    frame = grouped(
+        [
+            (50, {"kind": "A", "broad": "A or B", "again": "a"}),
+            (11, {"kind": "B", "broad": "A or B", "again": "b"}),
+            (30, {"kind": "C", "broad": "C", "again": "c"}),
+        ]
+    )
+    assert len(shown(frame, ["kind", "broad", "again"])) == 8
+
+
+def test_no_shown_groups_of_any_columns_leave_a_few_over():
+    generator = np.random.default_rng(1)
+    for _ in range(30):
+        n = 120
+        fine = generator.choice(6, n, p=[0.3, 0.3, 0.2, 0.1, 0.05, 0.05])
+        coarse = np.where(generator.random(n) < 0.97, generator.integers(0, 3, 6)[fine], 0)
+        frame = pl.DataFrame({
+            "subject_id": np.arange(n), "boolean_value": generator.random(n) < 0.5,
+            "predicted_boolean_probability": np.full(n, 0.5), "fine": fine, "coarse": coarse,
+        })  # fmt: skip
+        table = subgroup_table(frame, ["fine", "coarse"], n=2)
+        known: dict[str, list[set[int]]] = {}
+        for column in ("fine", "coarse"):
+            parts = {str(g): set(p["subject_id"]) for (g,), p in frame.group_by([column])}
+            own = table.filter(pl.col("column") == column)
+            hidden = own.filter("suppressed")["group"].to_list()
+            known[column] = [part for g, part in parts.items() if g not in hidden]
+            known[column] += [set().union(*(parts[g] for g in hidden))] if hidden else []
+        for outer, inner in (("fine", "coarse"), ("coarse", "fine")):
+            for whole in known[outer]:
+                within = [part for part in known[inner] if part <= whole]
+                if within:
+                    assert not 0 < len(whole.difference(*within)) < 11
+
+
+def test_shares_of_few_outcomes_are_not_shown_nor_to_be_had():
+    rows = [(100, {"kind": "A"}), (100, {"kind": "B"}), (100, {"kind": "C"}), (90, {"kind": "D"})]
+    frame = grouped(rows)
+    n_events = {"A": 2, "B": 40, "C": 30, "D": 0}
+    first = pl.int_range(pl.len()).over("kind")
+    frame = frame.with_columns(
+        boolean_value=first < pl.col("kind").replace_strict(n_events, return_dtype=pl.Int64)
+    )
+    assert shown(frame, ["kind"]) == {"kind A": 100, "kind B": 100, "kind C": 100, "kind D": 90}
+    # Of A two have the outcome; C is the next that would tell it, less than the sum.
+    for figure in ("prevalence", "observed_to_expected"):
+        assert set(shown(frame, ["kind"], figure)) == {"kind B", "kind D"}
+    assert set(shown(frame, ["kind"], "brier")) == {f"kind {g}" for g in "ABCD"}
+    lacking = frame.with_columns(~pl.col("boolean_value"))
+    assert set(shown(lacking, ["kind"], "prevalence")) == {"kind B", "kind D"}

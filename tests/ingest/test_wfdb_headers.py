@@ -74,7 +74,15 @@ def ingest_beside_a_good_record(tmp_path: Path) -> IngestSummary:
         ("truncated_signal_file", "r 1 250 1000000000000\nr.dat 516 200\n"),
         ("checksum_mismatch", "r 1 250 100\nr.dat 16 200/mV 16 0 0 4951 0 II\n"),
         ("missing_signal_file", f"r 1 250 100\nother.dat {GOOD}\n"),
-        ("no_samples", f"r 1 250 0\nr.dat {GOOD}\n"),
+        ("no_samples", "r 1 250 0\nr.dat 16+200 200\n"),
+        ("bad_sampling_rate", f"r 1 .00000000000000000001 100\nr.dat {GOOD}\n"),
+        ("bad_sampling_rate", f"r 1 1e-20 100\nr.dat {GOOD}\n"),
+        ("bad_sampling_rate", f"r 1 .0000000001 100 10:00:00 01/02/2020\nr.dat {GOOD}\n"),
+        ("time_out_of_range", f"r 1 .00001 100 10:00:00 31/12/2999\nr.dat {GOOD}\n"),
+        ("bad_header", "r 1 250 100\nr.dat 16 1e-300/mV\n"),
+        ("bad_header", "r 1 250 100\nr.dat 16 -1e300/mV\n"),
+        ("bad_header", "r 1 250 100\nr.dat 16 200/mV 16 999999999999999\n"),
+        ("bad_header", "r 1 250 100\nr.dat 16 200(9999999999)/mV 16 0\n"),
         ("bad_time", f"r 1 250 100 10:00:00 99/99/9999\nr.dat {GOOD}\n"),
         ("bad_time", f"r 1 250 100 25:00:00 01/01/2030\nr.dat {GOOD}\n"),
         ("time_out_of_range", f"r 1 250 100 10:00:00 01/01/0001\nr.dat {GOOD}\n"),
@@ -96,6 +104,28 @@ def ingest_beside_a_good_record(tmp_path: Path) -> IngestSummary:
 def test_a_hostile_header_is_set_aside(tmp_path: Path, reason: str, header: str | bytes) -> None:
     write_raw(tmp_path / "in", "r", header)
     assert ingest_beside_a_good_record(tmp_path).quarantined == {reason: 1}
+
+
+def test_a_rate_may_have_an_exponent_and_a_length_may_be_nought(tmp_path: Path) -> None:
+    for name, line in (("plain", "360 100"), ("power", "3.6e2 100"), ("open", "360. 0")):
+        folder = tmp_path / "in" / name
+        write_raw(folder, name, f"{name} 1 {line}\n{name}.dat {GOOD}\n")
+    assert ingest_wfdb(tmp_path / "in", tmp_path / "out").rows_used == {"record": 3}
+    index = SignalStore(tmp_path / "out").index
+    assert index["fs_hz"].to_list() == [360.0] * 3
+    assert index["n_samples"].to_list() == [100] * 3
+
+
+def test_an_absent_initial_value_is_the_adc_zero(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "r.dat").write_bytes(np.array([1, 2, -1], dtype=np.int8).tobytes())
+    (folder / "r.hea").write_text("r 1 250 3\nr.dat 8 200/mV 12 1024\n")
+    ingest_wfdb(folder, tmp_path / "out")
+    store = SignalStore(tmp_path / "out")
+    signal_id = store.index["signal_id"][0]
+    assert store.read_digital(signal_id, "signal 1").tolist() == [1025, 1027, 1026]
+    np.testing.assert_allclose(store.read(signal_id, "signal 1") * 200, [1, 3, 2])
 
 
 def test_segments_that_name_each_other_are_set_aside(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -291,6 +292,28 @@ def test_a_second_run_is_refused_and_changes_nothing(tmp_path: Path) -> None:
         ingest_wfdb(tmp_path / "in", tmp_path / "out", subjects=tmp_path / "s.csv")
     after = {p: p.read_bytes() for p in sorted((tmp_path / "out").rglob("*")) if p.is_file()}
     assert after == before
+
+
+def test_events_never_point_to_signals_that_are_gone(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_raw(tmp_path / "in", name)
+    subjects = tmp_path / "s.csv"
+    subjects.write_text("record,subject,start_time\na,1,2030-01-01\nb,2,2030-01-01\n")
+    ingest_wfdb(tmp_path / "in", tmp_path / "out", subjects=subjects)
+    shutil.rmtree(tmp_path / "out" / "signals")
+    write_raw(tmp_path / "fewer", "a")
+    with pytest.raises(FormatError, match="dangling_signals"):
+        ingest_wfdb(tmp_path / "fewer", tmp_path / "out", subjects=subjects)
+    assert not (tmp_path / "out" / "signals").exists()
+    summary = ingest_wfdb(tmp_path / "in", tmp_path / "out", subjects=subjects)
+    assert summary.events_by_class == {"ECG": 2}
+
+
+@pytest.mark.parametrize("share", [float("nan"), -0.1, 1.5])
+def test_a_share_that_is_none_is_refused(tmp_path: Path, share: float) -> None:
+    write_raw(tmp_path / "in")
+    with pytest.raises(InputError, match="bad_max_quarantined"):
+        ingest_wfdb(tmp_path / "in", tmp_path / "out", max_quarantined=share)
 
 
 def test_a_folder_that_holds_something_else_is_refused_before_it_is_read(tmp_path: Path) -> None:

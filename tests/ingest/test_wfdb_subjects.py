@@ -24,7 +24,7 @@ def write_raw(folder: Path, name: str = "r") -> None:
     (folder / f"{name}.hea").write_text(f"{name} 1 250 100\n{name}.dat 16 200 16 0 0 0 0 II\n")
 
 
-def existing_table(out: Path, *, clock: str = "wall") -> None:
+def existing_table(out: Path, *, clock: str = "wall", data_as_of: str | None = None) -> None:
     when = datetime(2030, 1, 1)
     events = pl.DataFrame(
         {
@@ -38,7 +38,7 @@ def existing_table(out: Path, *, clock: str = "wall") -> None:
     with event_table.EventWriter(out) as writer:
         writer.add(events)
         writer.finish(
-            dataset=dataset_facts("x", clock=clock),
+            dataset=dataset_facts("x", clock=clock, data_as_of=data_as_of),
             subject_ids={stable_id("pat-1"): "pat-1", stable_id("pat-2"): "pat-2"},
         )
 
@@ -110,6 +110,56 @@ def test_a_new_table_takes_ids_as_they_are_or_hashes_them(tmp_path: Path) -> Non
     assert facts["data_as_of"] is None
 
 
+def test_a_stay_of_another_patient_is_not_tied_to_a_record(tmp_path: Path) -> None:
+    existing_table(tmp_path / "out")
+    write_raw(tmp_path / "in", "a")
+    table = write_subjects(tmp_path / "s.csv", "a,pat-2,2030-01-02T03:04:05,enc-1")
+    summary = ingest_wfdb(tmp_path / "in", tmp_path / "out", subjects=table)
+    assert any("1 records name an encounter that is no stay of" in n for n in summary.notes)
+    events = pl.concat(event_table.scan_events(tmp_path / "out"))
+    assert events.filter(pl.col("signal_id").is_not_null())["encounter_id"].to_list() == [None]
+
+
+def test_records_after_the_end_of_the_data_are_counted(tmp_path: Path) -> None:
+    existing_table(tmp_path / "out", data_as_of="2030-06-01T00:00:00")
+    for name in ("a", "b"):
+        write_raw(tmp_path / "in", name)
+    table = write_subjects(
+        tmp_path / "s.csv", "a,pat-1,2030-05-31T23:00:00,", "b,pat-1,2031-01-01,"
+    )
+    summary = ingest_wfdb(tmp_path / "in", tmp_path / "out", subjects=table)
+    assert "1 records begin after the data set's end (data_as_of)" in summary.notes
+
+
+def test_an_offset_is_dropped_in_words_and_never_against_the_header(tmp_path: Path) -> None:
+    existing_table(tmp_path / "out")
+    for name in ("local", "utc", "alone"):
+        write_raw(tmp_path / "in", name)
+        header = tmp_path / "in" / f"{name}.hea"
+        if name != "alone":
+            header.write_text(header.read_text().replace(" 100\n", " 100 13:26:46 14/07/2030\n", 1))
+    table = write_subjects(
+        tmp_path / "s.csv",
+        "local,pat-1,2030-07-14T13:26:46-04:00,",
+        "utc,pat-1,2030-07-14T17:26:46Z,",
+        "alone,pat-1,2030-07-14T10:00:00+05:00,",
+    )
+    summary = ingest_wfdb(tmp_path / "in", tmp_path / "out", subjects=table)
+    assert summary.quarantined == {"offset_contradicts_header": 1}
+    assert "2 start times have an offset, which the wall clock drops" in summary.notes
+    index = SignalStore(tmp_path / "out").index
+    assert dict(index.select("record", "start_time").iter_rows()) == {
+        "alone": datetime(2030, 7, 14, 10),
+        "local": datetime(2030, 7, 14, 13, 26, 46),
+    }
+
+
+def test_blank_rows_of_a_spreadsheet_are_passed_over(tmp_path: Path) -> None:
+    write_raw(tmp_path / "in", "a")
+    table = write_subjects(tmp_path / "s.csv", "a,1,,", ",,,", " ,,,")
+    assert ingest_wfdb(tmp_path / "in", tmp_path / "out", subjects=table).rows_used == {"record": 1}
+
+
 def test_an_event_table_needs_the_subjects(tmp_path: Path) -> None:
     existing_table(tmp_path / "out")
     write_raw(tmp_path / "in")
@@ -122,6 +172,7 @@ def test_an_event_table_needs_the_subjects(tmp_path: Path) -> None:
     [
         ("missing_column", "name,subject\nr,1\n"),
         ("duplicate_record", "record,subject\nr,1\n./r,2\n"),
+        ("no_record_name", "record,subject\nr,1\n,2\n"),
         ("bad_subjects_table", 'record,subject\nr,"1\n'),
         ("missing_column", ""),
     ],

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tsfm.errors import InputError
-from tsfm.models import signal_grid
 from tsfm.models.biosignal_encoder import (
     SLOTS,
     BiosignalConfig,
@@ -58,13 +57,6 @@ def test_the_grid_keeps_what_lies_below_its_cut(fs_hz):
     assert known.all()
     assert ours.shape[-1] == grid_length(4 * fs_hz, fs_hz, 100)
     assert (ours[..., :n] - truth[..., :n])[..., 10:-10].abs().max() < 0.05 * truth.abs().max()
-
-
-def test_what_would_fold_is_taken_out():
-    t = torch.arange(2000) / 500
-    hum = torch.sin(2 * math.pi * 120 * t).view(1, 1, -1)
-    values, _ = to_grid(hum, fs_hz=500, grid_hz=100)
-    assert values[..., 10:-10].abs().max() < 0.02
 
 
 def test_a_gap_costs_only_the_points_in_it():
@@ -211,6 +203,8 @@ def test_names_of_leads():
     assert SLOTS[int(lead_slots(["avr"])[0])] == "aVR"
     assert SLOTS[int(lead_slots(["PLETH"])[0])] == "PPG"
     assert SLOTS[int(lead_slots(["ECG 7"])[0])] == "other"
+    assert SLOTS[int(lead_slots(["lead II"])[0])] == "II"
+    assert SLOTS[int(lead_slots(["ECG aVR"])[0])] == "aVR"
     with pytest.raises(InputError, match="twice"):
         lead_slots(["II", "MLII"])
 
@@ -220,6 +214,8 @@ def test_names_of_leads():
     [
         (torch.zeros(1, 2, 100), {"fs_hz": 100, "leads": ("I",)}, "bad_signal_shape"),
         (torch.zeros(1, 1, 0), {"fs_hz": 100, "leads": ("I",)}, "bad_signal_shape"),
+        (torch.zeros(1, 0, 100), {"fs_hz": 100, "leads": ()}, "bad_signal_shape"),
+        (torch.zeros(0, 1, 100), {"fs_hz": 100, "leads": ("I",)}, "bad_signal_shape"),
         (torch.zeros(1, 1, 100), {"fs_hz": 5, "leads": ("I",)}, "bad_sampling_rate"),
     ],
 )
@@ -256,6 +252,72 @@ def test_a_stream_takes_numbers_of_any_type():
         found = torch.cat([stream.push(chunk), stream.finish()], 1)
         assert found.dtype == whole.dtype
         assert (found - whole).abs().max() < 1e-4
+
+
+def test_numbers_of_any_type_are_read_in_the_precision_of_the_weights():
+    encoder, signal = _encoder(), (100 * _waves(2, 125, n_leads=1)).round()
+    whole = encoder(signal, fs_hz=125, leads=("II",)).embedding
+    as_int = signal.short()
+    for other in (signal.double(), as_int, as_int.numpy(), signal.half()):
+        assert torch.equal(encoder(other, fs_hz=125, leads=("II",)).embedding, whole)
+    double = encoder.double()(signal, fs_hz=125, leads=("II",)).embedding
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), whole, atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match="half_precision_weights"):
+        encoder.bfloat16()(signal, fs_hz=125, leads=("II",))
+
+
+def test_a_stream_of_a_year_still_moves():
+    encoder = _encoder(causal=True)
+    stream = encoder.stream(fs_hz=100, leads=("II",))
+    signal = _waves(4, 100, n_leads=1, batch=1)
+    stream.push(signal)
+    assert stream._sums is not None
+    n = 365 * 86400 / 4  # as if the same four seconds had come all the time
+    one = stream._sums
+    moved = {"n_tokens", "total", "weight", "weighted", "n_points", "first", "second"}
+    stream._sums = one._replace(**{name: getattr(one, name) * n for name in moved})
+    before = stream._sums
+    for i in range(0, 400, 4):
+        stream.push(signal[..., i : i + 4])
+    after = stream._sums
+    assert (after.n_tokens - before.n_tokens).item() == 100
+    assert (after.n_points - before.n_points).item() == 400
+    assert (after.second - before.second).item() == pytest.approx(
+        signal.square().sum().item(), rel=0.1
+    )
+
+
+def test_a_stream_tells_the_deviation_beside_a_large_offset():
+    encoder, signal = _encoder(causal=True), 0.2 * _waves(10, 100, n_leads=1, batch=1)
+    sizes = []
+    for offset in (0.0, 1000.0):
+        stream = encoder.stream(fs_hz=100, leads=("II",))
+        stream.push(signal + offset)
+        assert stream._sums is not None
+        sizes.append(encoder._sizes(stream._sums, stream._slots))
+    torch.testing.assert_close(sizes[0], sizes[1], atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"d_model": 0}, {"d_model": 10**9}, {"d_model": 4096, "expand": 4096}, {"d_state": 0},
+     {"expand": 0}, {"n_filters": 0}, {"taps": 0}, {"dropout": 5.0}, {"dropout": float("nan")},
+     {"grid_hz": 0.0}, {"grid_hz": -5.0}, {"grid_hz": float("inf")}, {"n_layers": -1}],
+    ids=str,
+)  # fmt: skip
+def test_a_size_that_no_encoder_has_is_refused_before_anything_is_built(change):
+    with pytest.raises(InputError, match="bad_model_config"):
+        BiosignalConfig(**change)
+
+
+@pytest.mark.parametrize("scan", ["lti", "selective"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_estimate_of_parameters_is_close(scan, causal):
+    config = BiosignalConfig(scan=scan, causal=causal)
+    with torch.device("meta"):
+        n = sum(p.numel() for p in BiosignalEncoder(config).parameters())
+    assert config.n_parameters == pytest.approx(n, rel=0.05)
 
 
 def test_a_stream_keeps_its_records():
@@ -310,25 +372,6 @@ def test_the_grid_keeps_time_at_rates_that_are_no_small_ratio(fs_hz):
     assert (ours[..., :n] - truth[..., :n])[..., 10:-10].abs().max() < 0.02 * truth.abs().max()
 
 
-@pytest.mark.parametrize("fs_hz", [250, 360, 62.5, 62.4725])
-def test_a_finished_grid_has_no_more_points(fs_hz):
-    grid = GridStream(fs_hz=fs_hz, grid_hz=100)
-    grid.push(torch.ones(1, 1, 200))
-    grid.finish()
-    assert grid.finish()[0].shape[-1] == 0
-
-
 def test_an_unknown_scan_is_refused():
     with pytest.raises(InputError, match="scan"):
         BiosignalConfig(scan="fast")
-
-
-def test_points_with_weights_of_their_own_are_the_same_in_blocks_of_any_size(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    signal = torch.randn(3, 2, 900, generator=torch.Generator().manual_seed(0))
-    whole, there = signal_grid.to_grid(signal, fs_hz=62.4725, grid_hz=100.0)
-    monkeypatch.setattr(signal_grid, "_MOST_COPIED", 500)
-    parts, known = signal_grid.to_grid(signal, fs_hz=62.4725, grid_hz=100.0)
-    torch.testing.assert_close(parts, whole)
-    assert torch.equal(known, there)

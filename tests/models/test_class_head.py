@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from tsfm.errors import InputError
 from tsfm.models.class_head import ClassHead
 
 
@@ -29,3 +31,18 @@ def test_state_and_wait_both_reach_the_answer() -> None:
 
 def test_no_points_give_no_answers() -> None:
     assert ClassHead(8, 3)(torch.zeros(0, 8), torch.zeros(0)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("label", [[-1, 0], [0, 3]])
+def test_labels_of_no_class_are_refused(label: list[int]) -> None:
+    with pytest.raises(InputError, match="bad_labels"):
+        ClassHead(8, 3).set_baseline(torch.tensor(label))
+
+
+def test_hours_of_any_precision_are_read_in_the_precision_of_the_weights() -> None:
+    head = ClassHead(8, 3).eval()
+    torch.nn.init.normal_(head.logits.weight)
+    hidden, waited = torch.randn(5, 8), torch.arange(5.0)
+    own = head(hidden, waited)
+    torch.testing.assert_close(head(hidden, waited.double()), own)
+    assert head.bfloat16()(hidden.bfloat16(), waited).dtype == torch.bfloat16

@@ -58,6 +58,51 @@ def test_another_unit_is_refused(
             read(scale * records, fs_hz=FS_HZ, leads=LEADS)
 
 
+@pytest.mark.parametrize("scale", [1000.0, 0.001])
+def test_a_record_of_another_unit_is_refused_whatever_is_beside_it(
+    encoder: EncoderDirectory, records: np.ndarray, scale: float
+) -> None:
+    mixed = records.copy()
+    mixed[1] *= scale
+    for read in (encoder.embed, encoder.encode):
+        with pytest.raises(InputError, match=r"no_millivolts.*record 1"):
+            read(mixed, fs_hz=FS_HZ, leads=LEADS)
+
+
+def test_flat_dead_and_short_leads_are_no_volts(
+    encoder: EncoderDirectory, records: np.ndarray
+) -> None:
+    dead = np.random.default_rng(0).integers(0, 2, records.shape) * np.float32(0.001)
+    dead[:, 0] = records[:, 0]
+    flat = np.full_like(records, 0.3)
+    part = np.full_like(records, np.nan)
+    part[..., :20] = 0.001 * records[..., :20]
+    for well in (dead, flat, part, 0.001 * records[..., :100]):
+        assert np.isfinite(encoder.embed(well, fs_hz=FS_HZ, leads=LEADS)).all()
+
+
+def test_a_masked_array_is_read_with_its_mask(
+    encoder: EncoderDirectory, records: np.ndarray
+) -> None:
+    gap = np.zeros(records.shape, bool)
+    gap[..., 300:600] = True
+    masked = np.ma.masked_array(np.where(gap, -32.768, records), gap)
+    np.testing.assert_array_equal(
+        encoder.embed(masked, fs_hz=FS_HZ, leads=LEADS),
+        encoder.embed(np.where(gap, np.nan, records), fs_hz=FS_HZ, leads=LEADS),
+    )
+
+
+def test_no_leads_and_no_record_to_encode_are_refused(
+    encoder: EncoderDirectory, records: np.ndarray
+) -> None:
+    for signal, leads in ((records[:, :0], ()), (records[:0], LEADS)):
+        with pytest.raises(InputError, match="bad_signal_shape"):
+            encoder.encode(signal, fs_hz=FS_HZ, leads=leads)
+    with pytest.raises(InputError, match="bad_signal_shape"):
+        encoder.embed(records[:0, :0], fs_hz=FS_HZ, leads=())
+
+
 def test_noise_offsets_gaps_and_a_few_bad_leads_are_millivolts_still(
     encoder: EncoderDirectory, records: np.ndarray
 ) -> None:
@@ -78,9 +123,6 @@ def test_the_batch_size_changes_no_answer(encoder: EncoderDirectory, records: np
     own = encoder.embed(records, fs_hz=FS_HZ, leads=LEADS)
     one = encoder.embed(records, fs_hz=FS_HZ, leads=LEADS, batch_size=1)
     np.testing.assert_allclose(one, own, atol=1e-5)
-    mixed = records.copy()
-    mixed[0] *= 1000
-    assert len(encoder.embed(mixed, fs_hz=FS_HZ, leads=LEADS, batch_size=1)) == 3
     for size in (0, -1):
         with pytest.raises(InputError, match="bad_batch_size"):
             encoder.embed(records, fs_hz=FS_HZ, leads=LEADS, batch_size=size)

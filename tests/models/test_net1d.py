@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tsfm.errors import IntegrityError, ModelMismatch
+from tsfm.errors import InputError, IntegrityError, ModelMismatch
 from tsfm.models.net1d import BLOCKS, FILTERS, Net1D
 
 SMALL = {"n_labels": 3, "filters": (16, 32, 32), "blocks": (2, 1, 2)}
@@ -170,3 +170,47 @@ def test_a_file_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(IntegrityError, match="bad_weights"):
         small().load_released(tmp_path / "bad.pth")
     assert "this ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"weights of a network\n", b"hello world", b"", b"PK\x03\x04", b"\x80\x02}q\x00.", b"(dp0\n."],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.pth").write_bytes(content)
+    with pytest.raises((IntegrityError, ModelMismatch)):
+        small().load_released(tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize("state", [{"state_dict": [1, 2]}, {"state_dict": None}, {3: 4}], ids=str)
+def test_what_is_no_state_dict_is_refused(tmp_path: Path, state: dict) -> None:
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(IntegrityError, match="bad_weights"):
+        small().load_released(tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize("kind", ["text", "int8", "complex", "twice"])
+def test_what_is_no_weight_is_named(kind: str) -> None:
+    model, name = small(seed=2), "stage_list.2.block_list.1.conv2.conv.weight"
+    state: dict = dict(small(seed=1).state_dict())
+    if kind == "text":
+        state[name] = "weight"
+    elif kind == "int8":
+        state[name] = state[name].to(torch.int8)
+    elif kind == "complex":
+        state[name] = state[name].to(torch.complex64)
+    else:
+        state[f"module.{name}"] = state[name] + 1
+    with pytest.raises(ModelMismatch, match=name.replace(".", r"\.")):
+        model.load_released(state)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"filters": (64, 32), "blocks": (1,)}, {"filters": (40,), "blocks": (1,)},
+     {"filters": (16,), "blocks": (0,)}, {"n_labels": 0}, {"filters": (0,), "blocks": (1,)}],
+    ids=str,
+)  # fmt: skip
+def test_sizes_that_are_none_are_refused_when_it_is_built(sizes: dict) -> None:
+    with pytest.raises(InputError, match="bad_model_config"):
+        Net1D(2, **{"n_labels": 3, **sizes})

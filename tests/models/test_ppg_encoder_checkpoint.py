@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from tsfm.errors import InputError, IntegrityError, ModelMismatch
+from tsfm.errors import InputError, IntegrityError, ModelMismatch, TsfmError
 from tsfm.models.efficientnet1d import EfficientNet1d, EfficientNet1dConfig, standardise
 from tsfm.models.ppg_encoder_checkpoint import SegmentSpec, load_ppg_encoder, save_ppg_encoder
 
@@ -169,3 +169,36 @@ def test_the_card_has_a_header_that_hubs_read(saved: Path) -> None:
     _, header, body = (saved / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(header)["library_name"] == "tsfm"
     assert "- seed: 3" in body
+
+
+def test_what_would_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    encoder = EfficientNet1d(EfficientNet1dConfig(2, 1))
+    for long in (SegmentSpec(64.0, 86_400.0), SegmentSpec(50_000.0, 1.0)):
+        with pytest.raises(InputError, match="bad_model_config"):
+            save_ppg_encoder(tmp_path / "m", encoder, segments=long)
+    with torch.no_grad():
+        next(encoder.parameters())[0] = 70_000.0  # no number of float16
+    with pytest.raises(TsfmError, match="weights_not_finite"):
+        save_ppg_encoder(tmp_path / "m", encoder, segments=SPEC, half=True)
+    assert not (tmp_path / "m").exists()
+    save_ppg_encoder(tmp_path / "m", encoder, segments=SPEC)
+
+
+def test_infinite_samples_are_refused_and_a_mask_is_kept(saved: Path) -> None:
+    found, waves = load_ppg_encoder(saved), _waves(64.0)
+    gap = np.zeros(waves.shape, bool)
+    gap[..., 100:160] = True
+    for fs_hz in (64.0, 100.0):
+        with pytest.raises(InputError, match="infinite_signal"):
+            found.embed(np.where(gap, np.inf, waves), fs_hz=fs_hz)
+        np.testing.assert_array_equal(
+            found.embed(np.ma.masked_array(waves, gap), fs_hz=fs_hz),
+            found.embed(np.where(gap, np.nan, waves), fs_hz=fs_hz),
+        )
+
+
+def test_a_rate_may_be_any_scalar(saved: Path) -> None:
+    found, waves = load_ppg_encoder(saved), _waves(100.0)
+    own = found.embed(waves, fs_hz=100.0)
+    for fs_hz in (np.float32(100.0), torch.tensor(100)):
+        np.testing.assert_array_equal(found.embed(waves, fs_hz=fs_hz), own)

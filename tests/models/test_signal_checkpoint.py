@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from tsfm.errors import IntegrityError, ModelMismatch
+from tsfm.errors import InputError, IntegrityError, ModelMismatch, TsfmError
 from tsfm.models.biosignal_encoder import BiosignalConfig, BiosignalEncoder
 from tsfm.models.encoder_directory import open_encoder
 from tsfm.models.signal_checkpoint import save_encoder
@@ -38,8 +39,10 @@ def test_a_changed_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"d_model": 10**9}, {"d_modell": 8}, {"scan": 3}, {"d_model": "8"}]
-)
+    "change",
+    [{"d_model": 10**9}, {"d_modell": 8}, {"scan": 3}, {"d_model": "8"}, {"d_model": 0},
+     {"d_model": 4096, "expand": 4096}, {"dropout": 5.0}, {"grid_hz": 0.0}, {"grid_hz": None}],
+)  # fmt: skip
 def test_a_forged_configuration_asks_for_no_memory(tmp_path, change):
     from hashlib import sha256
 
@@ -47,6 +50,8 @@ def test_a_forged_configuration_asks_for_no_memory(tmp_path, change):
     path = tmp_path / "m" / "config.json"
     stored = json.loads(path.read_text())
     stored["model"] |= change
+    if change.get("grid_hz", 0) is None:  # a rate that is missing is no usual one
+        del stored["model"]["grid_hz"]
     path.write_text(json.dumps(stored))
     manifest = tmp_path / "m" / "manifest.json"
     digests = json.loads(manifest.read_text())
@@ -77,3 +82,19 @@ def test_what_is_no_configuration_is_refused(tmp_path):
         manifest.write_text(json.dumps(digests))
         with pytest.raises(ModelMismatch):
             open_encoder(tmp_path / "m")
+
+
+@pytest.mark.parametrize("fact", [[1], {"a": 1}, np.float32(1.0), (1,)], ids=str)
+def test_facts_that_would_not_be_read_are_not_written(tmp_path, fact):
+    with pytest.raises(InputError, match="bad_facts"):
+        save_encoder(tmp_path / "m", BiosignalEncoder(SMALL), facts={"x": fact}, card="")
+    assert not (tmp_path / "m").exists()
+
+
+def test_weights_that_would_not_be_read_are_not_written(tmp_path):
+    encoder = BiosignalEncoder(SMALL)
+    with torch.no_grad():
+        encoder.embed.weight[0, 0] = torch.nan
+    with pytest.raises(TsfmError, match=r"weights_not_finite.*embed\.weight"):
+        save_encoder(tmp_path / "m", encoder, facts={}, card="")
+    assert not (tmp_path / "m").exists()

@@ -140,6 +140,21 @@ def test_a_baseline_with_two_scores_for_a_stay_is_refused(run: EvaluationData) -
         evaluate(replace(run, baselines={"noisy": twice.drop("probability")}))
 
 
+def test_a_baseline_of_another_clock_or_of_cut_ids_is_refused(run: EvaluationData) -> None:
+    """Cast, it would be joined to other stays than its own, and fewer of them."""
+    moment, subject = pl.col("prediction_time"), pl.col("subject_id")
+    assert run.labels is not None
+    same = run.baselines["noisy"].with_columns(moment.cast(pl.Datetime("ns")), subject.cast(float))
+    assert evaluate(replace(run, baselines={"noisy": same}), n_resamples=5).models[1].n > 300
+    for bad in (moment.dt.replace_time_zone("Europe/Zurich"), subject + 0.5):
+        baselines = {"noisy": run.baselines["noisy"].with_columns(bad)}
+        with pytest.raises(FormatError, match="wrong_column_type"):
+            evaluate(replace(run, baselines=baselines), n_resamples=5)
+    zoned = run.labels.with_columns(moment.dt.replace_time_zone("Europe/Zurich"))
+    with pytest.raises(FormatError, match="wrong_column_type"):
+        evaluate(replace(run, labels=zoned), n_resamples=5)
+
+
 def test_figures_of_training_subjects_say_so_unless_others_are_asked_for(
     run: EvaluationData, found: Evaluation
 ) -> None:
@@ -223,15 +238,16 @@ def test_a_point_of_the_calibration_plot_is_never_a_few_subjects(
 ) -> None:
     from tsfm.reports import figures
 
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
     drawn = figures.reliability_plot
 
-    def spy(*arguments: Any, n_bins: int, **more: Any) -> Any:
-        asked.append(n_bins)
-        return drawn(*arguments, n_bins=n_bins, **more)
+    def spy(*arguments: Any, n_bins: int, fewest: int, **more: Any) -> Any:
+        asked.append((n_bins, fewest))
+        return drawn(*arguments, n_bins=n_bins, fewest=fewest, **more)
 
     monkeypatch.setattr(figures, "reliability_plot", spy)
-    for n_subjects in (11, 40, 200):
+    for n_subjects in (11, 60, 200):
         data = few(make, n_subjects)
         render_report(data, evaluate(data, n_resamples=2))
-    assert asked == [1, 3, 10]
+    # Of eleven subjects fewer than eleven have the outcome: nothing that counts them is drawn.
+    assert asked == [(5, 11), (10, 11)]

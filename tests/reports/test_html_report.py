@@ -95,6 +95,22 @@ def test_it_counts_every_stay_with_its_reason(text: str) -> None:
     assert "Scored stays 390" in words
 
 
+def test_known_outcomes_of_a_split_are_not_called_those_of_all_that_were_scored(
+    run: EvaluationData, text: str
+) -> None:
+    assert "Scored stays 390 \N{EM DASH} with a known outcome 390" in Page(text).text
+    assert run.labels is not None
+    first = pl.col("subject_id") <= 100
+    reasons = {"not_scored": {"no_event_known_by_then": 10}, "not_eligible": {}}
+    part = replace(
+        run, scores=run.scores.filter(first), labels=run.labels.filter(first), subset="held_out",
+        manifest={**run.manifest, "counts": {"eligible": 400, "scored": 390, **reasons}},
+    )  # fmt: skip
+    words = Page(render_report(part, evaluate(part, n_resamples=5))).text
+    known = "of them judged here (held-out), with a known outcome 190"
+    assert f"Scored stays 390 \N{EM DASH} {known}" in words
+
+
 def test_a_small_group_is_hidden_and_cannot_be_had_by_subtraction(text: str) -> None:
     words = Page(text).text
     assert "RARE not shown" in words
@@ -140,7 +156,9 @@ def test_one_class_only_has_a_report_without_curves(run: EvaluationData) -> None
 
 
 def test_few_outcomes_are_cautioned_about(text: str, found: Evaluation) -> None:
-    few = found.models[0].n_events < 100
+    n_events = found.models[0].n_events
+    assert n_events is not None
+    few = n_events < 100
     assert ("Only" in Page(text).text) == few
     assert few
 

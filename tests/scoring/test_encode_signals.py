@@ -117,10 +117,45 @@ def test_a_long_record_is_the_mean_of_its_windows(tmp_path, encoder):
     )
 
 
+def test_what_embed_refuses_is_counted_and_spoils_no_other_record(tmp_path, encoder):
+    steps, spike = wave(70.0) * 1000, wave()
+    steps[:3000] = 0  # a window alone would look like millivolts
+    spike[500] = 3e38
+    records = [
+        [lead("II", wave())],
+        [lead("II", steps)],
+        [lead("II", spike, units="V")],
+        [lead("II", wave(seed=2))],
+    ]
+    write_signals(tmp_path / "all", records)
+    write_signals(tmp_path / "good", records[:1] + records[-1:])
+    summary = encode_signals(tmp_path / "all", encoder, progress=False)
+    assert summary.encoded == 2
+    assert summary.left == {"no_millivolts": 1, "infinite_values": 1}
+    encode_signals(tmp_path / "good", encoder, progress=False)
+    found, good = (SignalVectors.open(tmp_path / name / FOLDER) for name in ("all", "good"))
+    assert (found.signal_id, found.left) == (("s0", "s3"), ("s1", "s2"))
+    np.testing.assert_allclose(found.vectors, good.vectors, atol=1e-6)
+
+
+def test_a_lead_may_be_called_a_lead(tmp_path, encoder):
+    write_signals(tmp_path, [[lead("lead II", wave())], [lead("ECG I", wave())]])
+    assert encode_signals(tmp_path, encoder, progress=False).encoded == 2
+
+
 def test_bad_windows_and_infinite_samples_are_refused(tmp_path, encoder):
     write_signals(tmp_path, [[lead("II", wave())]])
     with pytest.raises(InputError, match="shorter than a second"):
         encode_signals(tmp_path, encoder, window_s=0.1)
+    encode_signals(tmp_path, encoder, progress=False)
+    before = (tmp_path / FOLDER / "vectors.f32").read_bytes()
+    for window_s in (np.inf, np.nan):
+        with pytest.raises(InputError, match="bad_window"):
+            encode_signals(tmp_path, encoder, window_s=window_s)
+    for batch_size in (0, -1):
+        with pytest.raises(InputError, match="bad_batch_size"):
+            encode_signals(tmp_path, encoder, batch_size=batch_size)
+    assert (tmp_path / FOLDER / "vectors.f32").read_bytes() == before
     with pytest.raises(InputError, match="holds no signals"):
         encode_signals(tmp_path / "nothing", encoder)
     with pytest.raises(InputError, match="infinite"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -242,12 +243,56 @@ def test_signals_are_not_written_over(tmp_path: Path) -> None:
         ("bad_samples", [lead(samples=np.zeros(0, dtype=np.int16))]),
         ("bad_sampling_rate", [lead(fs_hz=0.0)]),
         ("bad_gain", [lead(gain=0.0)]),
+        ("bad_gaps", [lead(gap_starts=[-2], gap_lengths=[5])]),
+        ("bad_gaps", [lead(gap_starts=[1], gap_lengths=[-1])]),
+        ("bad_gaps", [lead(gap_starts=[1], gap_lengths=[0])]),
+        ("bad_gaps", [lead(gap_starts=[1], gap_lengths=[4])]),
+        ("bad_gaps", [lead(gap_starts=[4], gap_lengths=[1])]),
+        ("bad_gaps", [lead(gap_starts=[1], gap_lengths=[])]),
     ],
 )
 def test_what_can_not_be_stored_is_refused(tmp_path: Path, code: str, leads: list[Lead]) -> None:
     with pytest.raises(InputError) as caught, SignalWriter(tmp_path) as writer:
         writer.add(leads, signal_id="s", subject_id=1, record="r", start_time=None)
     assert caught.value.code == code
+
+
+def test_a_refused_record_has_no_lead_in_the_index(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"subject_id": 1, "record": "r", "start_time": None}
+    with SignalWriter(tmp_path) as writer:
+        with pytest.raises(InputError, match="bad_gain"):
+            writer.add([lead(), lead("V5", gain=0.0)], signal_id="bad", **fields)
+        writer.add([lead(), lead("V5")], signal_id="good", **fields)
+    store = SignalStore(tmp_path)
+    assert store.index["signal_id"].to_list() == ["good", "good"]
+    np.testing.assert_array_equal(store.read_digital("good", "V5"), [0, 100, 200, 300])
+
+
+def test_a_start_with_a_time_zone_is_refused(tmp_path: Path) -> None:
+    start = datetime(2030, 1, 2, 3, tzinfo=UTC)
+    with SignalWriter(tmp_path) as writer, pytest.raises(InputError, match="bad_time"):
+        writer.add([lead()], signal_id="s", subject_id=1, record="r", start_time=start)
+
+
+def test_an_index_that_points_beyond_its_shard_is_an_integrity_error(tmp_path: Path) -> None:
+    store = write(tmp_path, lead())
+    path = store.folder / "index.parquet"
+    for offset in (-1, 1, 10**9):
+        table = event_table.read_table(path)
+        at = table.schema.get_field_index("offset")
+        moved = table.set_column(at, table.schema.field(at), pa.array([offset], pa.int64()))
+        event_table.write_table(moved, path)
+        with pytest.raises(IntegrityError, match="bad_offset"):
+            SignalStore(tmp_path).read("s1", "II")
+
+
+def test_a_prefix_does_not_hide_a_lead(tmp_path: Path) -> None:
+    values = [np.array([100 * i], dtype=np.int16) for i in range(3)]
+    store = write(tmp_path, lead("Lead II", values[0]), lead("ii", values[1]), lead("ECG_aVR"))
+    assert store.read_digital("s1", "II").tolist() == [100]
+    assert store.read_record("s1", ["avr", "V1"]).present.tolist() == [True, False]
+    names = ("lead ii", "ECG-V3", "ekg lead I", "IECG", "ECG", "ECG 7")
+    assert [canonical_lead(n) for n in names] == ["II", "V3", "I", "IECG", "ECG", "ECG 7"]
 
 
 def test_what_is_not_there_is_an_input_error(tmp_path: Path) -> None:

@@ -272,6 +272,10 @@ def test_records_lie_within_their_stay_at_their_own_rates(
         assert record.sig_name == ["II", "V5", "PLETH"]
         assert [len(s) for s in record.e_p_signal] == [7500, 7500, 3750]
         assert record.base_datetime.replace(tzinfo=ZONE) == datetime.fromtimestamp(start, ZONE)
+        # Right on a clock that drops offsets, too.
+        assert datetime.fromisoformat(row["start_time"]).replace(tzinfo=None) == (
+            record.base_datetime
+        )
 
 
 def test_a_patient_depends_on_neither_the_others_nor_the_records(
@@ -298,6 +302,15 @@ def test_an_export_is_not_written_over(tmp_path: Path) -> None:
     simulate_hospital(tmp_path, n_patients=1)
     with pytest.raises(InputError, match="output_exists"):
         simulate_hospital(tmp_path, n_patients=1)
+
+
+@pytest.mark.parametrize("part", ["wfdb/records.csv", "truth.parquet", "truth_claims.parquet"])
+def test_no_hospital_is_mixed_into_another(tmp_path: Path, part: str) -> None:
+    (tmp_path / part).parent.mkdir(exist_ok=True)
+    (tmp_path / part).touch()
+    with pytest.raises(InputError, match="output_exists"):
+        simulate_hospital(tmp_path, n_patients=1)
+    assert not (tmp_path / "fhir").exists()
 
 
 @pytest.mark.parametrize(

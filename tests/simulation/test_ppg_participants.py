@@ -58,8 +58,19 @@ def test_a_rate_twice_as_high_shows_the_same_pulses() -> None:
     np.testing.assert_allclose(fast[::2], slow, atol=1e-9)
 
 
-@pytest.mark.parametrize("how", [(0.0, 5.0), (64.0, -1.0)])
+@pytest.mark.parametrize("how", [(0.0, 5.0), (64.0, -1.0), (np.inf, 5.0), (64.0, np.inf)])
 def test_a_segment_without_rate_or_length_is_refused(how: tuple[float, float]) -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="bad_segment"):
         simulate_participant(rng, draw_participant(rng), fs_hz=how[0], duration_s=how[1])
+    with pytest.raises(InputError, match="bad_segment"):
+        simulate_cohort(rng, n_participants=0, n_segments=1, fs_hz=how[0], duration_s=how[1])
+
+
+@pytest.mark.parametrize("sizes", [(-1, 2), (2, -1)])
+def test_a_cohort_of_less_than_nobody_is_refused(sizes: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="bad_segment"):
+        simulate_cohort(
+            np.random.default_rng(0), n_participants=sizes[0], n_segments=sizes[1], fs_hz=64,
+            duration_s=5,
+        )  # fmt: skip

@@ -1,17 +1,13 @@
-"""Simulated signals have the rhythm they were asked for, and survive being written and read."""
+"""Simulated signals have the rhythm they were asked for."""
 
 from __future__ import annotations
-
-from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tsfm.errors import InputError
-from tsfm.ingest.wfdb_records import ingest_wfdb
-from tsfm.signals.store import STANDARD_LEADS, SignalStore
-from tsfm.simulation.waveforms import simulate_beats, simulate_ecg, simulate_ppg, write_record
+from tsfm.signals.store import STANDARD_LEADS
+from tsfm.simulation.waveforms import simulate_beats, simulate_ecg, simulate_ppg
 
 
 def find_peaks_s(values: np.ndarray, fs_hz: float, *, above: float, apart_s: float) -> np.ndarray:
@@ -107,43 +103,63 @@ def test_a_seed_fixes_the_signal() -> None:
         ("unknown_lead", {"leads": ("II", "V9"), "heart_rate_bpm": 70}),
         ("no_heart_rate", {}),
         ("bad_rhythm", {"heart_rate_bpm": 700}),
+        ("bad_recording", {"heart_rate_bpm": 70, "fs_hz": 0}),
+        ("bad_recording", {"heart_rate_bpm": 70, "fs_hz": -250}),
+        ("bad_recording", {"heart_rate_bpm": 70, "fs_hz": float("nan")}),
+        ("bad_recording", {"heart_rate_bpm": 70, "fs_hz": float("inf")}),
+        ("bad_recording", {"heart_rate_bpm": 70, "duration_s": float("inf")}),
+        ("bad_recording", {"heart_rate_bpm": 70, "duration_s": 1e300}),
     ],
 )
 def test_what_is_no_ecg_is_refused(code: str, arguments: dict) -> None:
+    rng = np.random.default_rng(0)
     with pytest.raises(InputError) as caught:
-        simulate_ecg(np.random.default_rng(0), fs_hz=100, duration_s=5, **arguments)
+        simulate_ecg(rng, **{"fs_hz": 100, "duration_s": 5, **arguments})
     assert caught.value.code == code
+    if code == "bad_recording":
+        with pytest.raises(InputError, match="bad_recording"):
+            simulate_ppg(rng, **{"fs_hz": 100, "duration_s": 5, **arguments})
 
 
-def test_written_records_come_back_at_their_own_rates(tmp_path: Path) -> None:
-    rng = np.random.default_rng(8)
-    beats = simulate_beats(rng, duration_s=20, heart_rate_bpm=66)
-    signals = {
-        **simulate_ecg(rng, fs_hz=250, duration_s=20, beats=beats),
-        "PPG": simulate_ppg(rng, fs_hz=125, duration_s=20, beat_times_s=beats.times_s),
-    }
-    signals["V5"][100:150] = np.nan
-    start = datetime(2031, 5, 6, 7, 8, 9)
-    rates = {"II": 250, "V5": 250, "PPG": 125}
-    header = write_record(tmp_path / "in", "r-1", signals, fs_hz=rates, start_time=start)
-    assert header.is_file()
-    summary = ingest_wfdb(tmp_path / "in", tmp_path / "out")
-    assert summary.events_by_class == {"ECG": 1, "PPG": 1}
-    store = SignalStore(tmp_path / "out")
-    record = store.read_record(store.index["signal_id"][0])
-    assert record.leads == ("II", "V5", "PPG")
-    assert record.fs_hz == (250.0, 250.0, 125.0)
-    assert record.units == ("mV", "mV", "NU")
-    assert record.start_time == start
-    for name, values in zip(record.leads, record.values, strict=True):
-        step = 1 / store.index.filter(lead=name)["gain"][0]
-        assert step <= 0.001
-        np.testing.assert_allclose(values, signals[name], atol=step / 2 + 1e-7)
-    assert np.isnan(record.values[1]).sum() == 50
+@pytest.mark.parametrize("duration_s", [float("inf"), float("nan"), 0.0, 1e300])
+def test_beats_of_no_length_are_refused(duration_s: float) -> None:
+    with pytest.raises(InputError, match="bad_recording"):
+        simulate_beats(np.random.default_rng(0), duration_s=duration_s, heart_rate_bpm=70)
 
 
-def test_signals_of_unequal_duration_are_refused(tmp_path: Path) -> None:
-    signals = {"II": np.zeros(500), "PPG": np.zeros(200)}
-    with pytest.raises(InputError) as caught:
-        write_record(tmp_path, "r", signals, fs_hz={"II": 250, "PPG": 125}, start_time=None)
-    assert caught.value.code == "unequal_durations"
+@pytest.mark.parametrize(
+    "rhythm",
+    [{"heart_rate_bpm": 180}, {"atrial_fibrillation": True}, {"ectopic_fraction": 0.5}],
+    ids=str,
+)
+def test_beats_have_their_own_rhythm(rhythm: dict) -> None:
+    rng = np.random.default_rng(0)
+    beats = simulate_beats(rng, duration_s=5, heart_rate_bpm=70)
+    with pytest.raises(InputError, match="rhythm_and_beats"):
+        simulate_ecg(rng, fs_hz=100, duration_s=5, beats=beats, **rhythm)
+    with pytest.raises(InputError, match="rhythm_and_beats"):
+        simulate_ppg(rng, fs_hz=9, duration_s=5, beat_times_s=beats.times_s, heart_rate_bpm=70)
+
+
+def test_a_single_name_is_one_lead() -> None:
+    ecg = simulate_ecg(
+        np.random.default_rng(0), fs_hz=100, duration_s=5, heart_rate_bpm=70, leads="ii"
+    )
+    assert list(ecg) == ["II"]
+
+
+def test_a_fibrillating_record_has_beats_to_its_end() -> None:
+    for seed in (1950, *range(40)):
+        beats = simulate_beats(
+            np.random.default_rng(seed), duration_s=30, heart_rate_bpm=70, atrial_fibrillation=True
+        )
+        assert beats.times_s[-1] >= 30
+        assert len(beats.times_s) == len(beats.intervals_s) == len(beats.ectopic)
+        np.testing.assert_allclose(np.diff(beats.times_s), beats.intervals_s[1:])
+
+
+def test_ectopic_beats_have_the_share_that_is_told() -> None:
+    beats = simulate_beats(
+        np.random.default_rng(9), duration_s=20_000, heart_rate_bpm=60, ectopic_fraction=0.5
+    )
+    assert beats.ectopic.mean() == pytest.approx(0.5 / 1.5, abs=0.01)

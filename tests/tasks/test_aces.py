@@ -33,6 +33,17 @@ def test_counts_are_of_events_but_a_derived_predicate_counts_moments() -> None:
         assert find_aces(events, parse_aces(task))["label"].to_list() == [expected], predicate
 
 
+def test_times_of_any_unit_are_read_as_what_they_are_and_those_with_a_zone_refused() -> None:
+    events = frame([(1, at(0), "A", None), (1, at(1), "B//1", None), (1, at(3), "B//1", None)])
+    task = parse_aces(windows_of("start + 2d", "trigger", label="a"))
+    expected = find_aces(events, task)
+    for unit in ("ms", "ns"):
+        recorded = events.with_columns(pl.col("time").cast(pl.Datetime(unit)))
+        assert find_aces(recorded, task).equals(expected)
+    with pytest.raises(InputError, match="bad_time_type"):
+        find_aces(events.with_columns(pl.col("time").dt.replace_time_zone("UTC")), task)
+
+
 def test_a_value_bound_is_open_unless_said_and_no_value_is_no_match() -> None:
     def n_matches(value: float | None, **bounds: Any) -> int:
         events = frame([(1, at(0), "D", value)])

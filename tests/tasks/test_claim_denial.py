@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from itertools import permutations
 from typing import Any
 
 import polars as pl
@@ -122,6 +123,36 @@ def test_claims_that_can_not_be_told_apart_are_named() -> None:
     rows = (claim(0, "a"), claim(0, "b"), claim(1, None), answer(5, "DENIED", "a"))
     cohort = CLAIM_DENIAL.find_cohort(frame(*rows), COMPLETE, None)
     assert cohort["reason"].to_list() == [None, "submitted_with_another_claim", "claim_without_key"]
+
+
+def test_a_claim_without_a_key_takes_no_other_claims_place() -> None:
+    for rows in ((claim(0, None), claim(0, "a")), (claim(0, "a"), claim(0, None))):
+        cohort = CLAIM_DENIAL.find_cohort(frame(*rows, answer(5, "DENIED", "a")), COMPLETE, None)
+        assert sorted(cohort["reason"].to_list(), key=str) == [None, "claim_without_key"]
+        assert cohort.filter("eligible")["outcome"].to_list() == ["event"]
+    more = frame(claim(0, None), claim(0, "a"), claim(0, None), claim(0, "b"))
+    found = CLAIM_DENIAL.find_cohort(more, until(9), None)["reason"]
+    assert found.to_list() == [
+        "claim_without_key", None, "claim_without_key", "submitted_with_another_claim"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("decisions", "outcome", "partly"),
+    [
+        (["APPROVED", "DENIED"], "competing", "competing"),
+        (["APPROVED", "PARTIAL"], "competing", "competing"),
+        (["PARTIAL", "DENIED"], "competing", "event"),
+        (["PENDING", "DENIED"], "event", "event"),
+        (["UNK", "APPROVED", "PENDING"], "competing", "competing"),
+    ],
+)
+def test_answers_of_one_moment_do_not_go_by_their_order_in_the_source(
+    decisions: list[str], outcome: str, partly: str
+) -> None:
+    for order in permutations(decisions):
+        rows = (claim(), *(answer(10, decision) for decision in order))
+        assert ask(*rows)[0] == (None, outcome, 10.0)
+        assert ask(*rows, rules=ClaimRules(partial_is_denial=True))[0][1] == partly
 
 
 def test_a_claim_is_asked_about_when_it_is_known() -> None:

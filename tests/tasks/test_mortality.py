@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 
 from tsfm import clock
+from tsfm.errors import InputError
 from tsfm.tasks.cohorts import AdmissionRules, Followup, label_of
-from tsfm.tasks.registry import TASKS
+from tsfm.tasks.registry import CLASS_TASKS, TASKS
 
 T0 = datetime(2150, 1, 1, 12)
 COMPLETE = Followup("complete")
@@ -109,3 +110,15 @@ def test_the_hour_of_the_question_is_a_switch(events_of):
     cohort, _ = ask("mortality_in_hospital", events_of(rows_of(1, after(9))),
                     rules=AdmissionRules(hours=48))  # fmt: skip
     assert cohort["prediction_time"].to_list() == [after(2)]
+
+
+@pytest.mark.parametrize("hours", [0, 23.5, 48])
+def test_a_horizon_from_the_admission_is_asked_about_after_a_day_alone(events_of, hours):
+    """Six days from another question are not seven from the admission."""
+    events = events_of(rows_of(1, after(6.5)))
+    for name in ("length_of_stay_7d", "mortality_30d"):
+        with pytest.raises(InputError, match="bad_hours"):
+            ask(name, events, rules=AdmissionRules(hours=hours))
+        assert ask(name, events, rules=AdmissionRules(min_age=60))[0]["reason"].item() == "minor"
+    for task in CLASS_TASKS.values():
+        task.find_cohort(events, COMPLETE, AdmissionRules(hours=hours))

@@ -150,9 +150,35 @@ def test_latents_are_a_plug_of_their_own() -> None:
     assert {"encode.weight", "latents.weight"} <= names
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_loses_neither_the_count_nor_the_scores(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    latents = torch.randn(80 * 1000, 8)
+    guesses = latents.roll(-1, 0) + 2 * torch.randn(80 * 1000, 8)
+    pairs = draw_pairs(borders_of(*[1000] * 80), CpcConfig(1, 3), generator=generator())
+    whole = cpc_loss(guesses.to(kind).float(), latents.to(kind).float(), pairs)
+    half = cpc_loss(guesses.to(kind), latents.to(kind), pairs)
+    torch.testing.assert_close(half, whole)
+    assert 0.4 < half.accuracy < 0.9
+    few = draw_pairs(borders_of(2000), CpcConfig(1, 3), generator=generator())
+    large = cpc_loss((20 * latents[:2000]).to(kind), (400 * latents[:2000]).to(kind), few)
+    assert torch.isfinite(large.loss)
+
+
+def test_autocast_does_not_round_the_scores() -> None:
+    torch.manual_seed(0)
+    guesses, latents = torch.randn(2, 200, 8)
+    pairs = draw_pairs(borders_of(200), CpcConfig(1, 3), generator=generator())
+    whole = cpc_loss(guesses, latents, pairs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cpc_loss(guesses, latents, pairs).loss, whole.loss)
+
+
 def test_recordings_that_are_too_short_are_refused() -> None:
     with pytest.raises(InputError, match="no_cpc_pairs"):
         draw_pairs(borders_of(14, 3), CpcConfig(steps_ahead=14))
+    with pytest.raises(InputError, match="bad_token_shape"):
+        draw_pairs(borders_of(20), CpcConfig(1), mask=torch.ones(19, dtype=torch.bool))
     with pytest.raises(InputError, match="bad_cpc_config"):
         CpcConfig(steps_ahead=0)
     objective = CpcObjective(nn.Identity(), 4, CpcConfig(1, 1))

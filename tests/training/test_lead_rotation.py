@@ -79,3 +79,11 @@ def test_chances_and_shapes_that_are_none_are_refused() -> None:
         mask_leads(torch.zeros(1, 2, 3), draws(), chance=1.5)
     with pytest.raises(InputError, match="bad_signal_shape"):
         rotate_lead_one(torch.zeros(2, 3), torch.zeros(2, 4), draws())
+
+
+def test_lead_two_alone_needs_nothing_of_lead_one() -> None:
+    one, two = torch.full((600, 4), float("nan")), torch.randn(600, 4)
+    found = rotate_lead_one(one, two, torch.Generator().manual_seed(0), chance=1.0)
+    whole = torch.isfinite(found).all(1)
+    assert 60 < whole.sum() < 140  # a sixth of them
+    assert torch.equal(found[whole], two[whole])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tsfm.models.timeline import TimelineConfig, TimelineModel
 from tsfm.tokens.token_store import TokenStore, build_token_store
 from tsfm.training import loop as training_loop
 from tsfm.training.finetune import finetune
-from tsfm.training.loop import TrainConfig, train
+from tsfm.training.loop import TrainConfig, TrainResult, train
 from tsfm.training.losses import AdmissionTargets, LossWeights, pretraining_loss
 
 CONFIG = TrainConfig(epochs=3, max_tokens=3000, seed=1)
@@ -141,6 +142,28 @@ def test_a_training_of_no_epoch_is_refused() -> None:
     for epochs in (0, -1):
         with pytest.raises(InputError, match="bad_epochs"):
             TrainConfig(epochs=epochs)
+
+
+def test_a_training_that_could_train_nothing_is_refused() -> None:
+    wrong: list[dict[str, Any]] = [
+        *({"lr": lr} for lr in (0.0, -1.0, math.nan, math.inf)),
+        *({"seed": seed} for seed in (-1, 2**64)),
+        {"max_tokens": 0},
+    ]
+    for field in wrong:
+        with pytest.raises(InputError, match="bad_training") as caught:
+            TrainConfig(**field)
+        assert caught.value.remedy
+        assert caught.value.place == f"TrainConfig.{next(iter(field))}"
+
+
+def test_the_table_of_epochs_has_a_column_for_every_name_however_long() -> None:
+    name = "mortality_in_hospital"
+    history = [{"epoch": 0, "tuning_loss": 1.0, "tuning": {name: 2.0, "short": 3.0}}]
+    header, row, _ = TrainResult(0, 1.0, history).as_text().splitlines()
+    for words, value in (("tuning loss", "1.0000"), (name, "2.0000"), ("short", "3.0000")):
+        ends = header.index(f"  {words}") + 2 + len(words)  # set apart, and over its number
+        assert row[:ends].endswith(f" {value}")
 
 
 def test_a_loss_that_is_no_number_chooses_no_epoch(tiny_hospital: Any, tmp_path: Path) -> None:

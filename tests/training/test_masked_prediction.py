@@ -151,6 +151,21 @@ def test_half_a_token_makes_it_hidden_and_a_short_last_one_counts_what_it_has() 
     assert hidden_tokens(hidden, 4).tolist() == [[True, False, True]]
 
 
+@pytest.mark.parametrize("n_missing", [7, 11])
+def test_missing_leads_are_no_part_of_a_token(n_missing: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.zeros(1, 12, 8, dtype=torch.bool)
+    hidden[..., :4] = True
+    known = torch.ones_like(hidden)
+    known[:, 12 - n_missing :] = False
+    assert hidden_tokens(hidden, 4, known=known).tolist() == [[True, False]]
+    assert not hidden_tokens(hidden, 4, known=known & False).any()
+    signal = torch.randn(4, 12, 200)
+    signal[:, 12 - n_missing :] = NAN
+    objective = MaskedLatents(Patches(12, 5, 8), Patches(12, 5, 8), 8, samples_per_token=5)
+    assert objective(signal, fs_hz=50.0, generator=generator()) > 0
+
+
 def test_scores_ignore_gaps_and_do_not_blow_up_a_flat_lead() -> None:
     signal = torch.tensor([[[1.0, NAN, 3.0, 2.0], [5.0, 5.0, 5.0, 5.0], [NAN] * 4]])
     found = lead_scores(signal)
@@ -163,6 +178,12 @@ def test_masks_and_tokens_that_do_not_fit_are_refused() -> None:
         MaskConfig(share=1.0)
     with pytest.raises(InputError, match="bad_mask"):
         draw_hidden((1, 1, 10), MaskConfig(span_s=0.001), fs_hz=100.0)
+    for fs_hz, n in ((NAN, 10), (float("inf"), 10), (100.0, 0)):
+        with pytest.raises(InputError, match=r"bad_mask|bad_signal_shape"):
+            draw_hidden((1, 1, n), MaskConfig(), fs_hz=fs_hz)
+    objective = MaskedSamples(Patches(1, 5, 8), 8, n_leads=2, samples_per_token=5)
+    with pytest.raises(InputError, match="bad_signal_shape"):  # one lead would stand for both
+        objective(torch.randn(1, 1, 100), fs_hz=50.0)
     objective = MaskedSamples(Patches(1, 5, 8), 8, n_leads=1, samples_per_token=4)
     with pytest.raises(InputError, match="bad_token_shape"):
         objective(torch.randn(1, 1, 100), fs_hz=50.0)

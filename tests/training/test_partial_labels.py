@@ -122,3 +122,11 @@ def test_labels_that_are_none_are_refused(labels: torch.Tensor) -> None:
 def test_a_negative_gamma_is_refused() -> None:
     with pytest.raises(InputError, match="bad_gamma"):
         partial_label_loss(torch.zeros(1, 1), torch.zeros(1, 1), gamma=-1.0)
+
+
+def test_a_gamma_that_is_no_number_is_refused() -> None:
+    for gamma in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(InputError, match="bad_gamma"):
+            partial_label_loss(torch.zeros(1, 1), torch.ones(1, 1), gamma=gamma)
+        with pytest.raises(InputError, match="bad_gamma"):
+            recorded_probability(torch.zeros(1), gamma=gamma)

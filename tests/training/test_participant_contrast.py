@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tsfm.errors import InputError
+from tsfm.errors import InputError, TsfmError
 from tsfm.models.efficientnet1d import EfficientNet1d, EfficientNet1dConfig, standardise
 from tsfm.models.ppg_contrastive import ContrastConfig
 from tsfm.simulation.ppg_participants import simulate_cohort
@@ -162,3 +162,64 @@ def test_other_channels_than_the_encoders_are_refused() -> None:
         train_participant_contrast(
             new_encoder(), segments.repeat(2, axis=1), owners, SMALL, progress=False
         )
+
+
+def test_infinite_samples_are_refused() -> None:
+    segments, owners = cohort()
+    segments[3, 0, 5] = np.inf
+    encoder = new_encoder()
+    with pytest.raises(InputError, match="infinite_signal"):
+        train_participant_contrast(encoder, segments, owners, SMALL, progress=False)
+    with pytest.raises(InputError, match="infinite_signal"):
+        embed_segments(encoder, segments)
+
+
+def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights() -> None:
+    segments, owners = cohort()
+    encoder = new_encoder()
+    with torch.no_grad():
+        encoder.get_parameter("top.0.weight")[0] = torch.inf
+    before = encoder.get_parameter("blocks.0.narrow.0.weight").clone()
+    with pytest.raises(TsfmError, match="loss_not_finite"):
+        train_participant_contrast(encoder, segments, owners, SMALL, progress=False)
+    assert torch.equal(encoder.get_parameter("blocks.0.narrow.0.weight"), before)
+
+
+def test_numbers_of_any_type_train_alike() -> None:
+    segments, owners = cohort()
+    counts = (1000 * segments).round()
+    own = train_participant_contrast(new_encoder(), counts, owners, SMALL, progress=False)
+    for other in (counts.astype(np.float64), counts.astype(np.int16), torch.tensor(counts).short()):
+        found = train_participant_contrast(new_encoder(), other, owners, SMALL, progress=False)  # pyright: ignore[reportArgumentType]
+        np.testing.assert_array_equal(found.losses, own.losses)
+
+
+@pytest.mark.parametrize(
+    "pair", [([0, 2], [2, 0]), ([0, 2], [0, 3]), ([0, 2], [1]), ([0, 2], [1, 99]), ([], [])]
+)
+def test_pairs_that_are_none_are_refused(pair: tuple[list[int], list[int]]) -> None:
+    segments, owners = cohort()
+    pairs = [(np.array(pair[0]), np.array(pair[1]))]
+    with pytest.raises(InputError, match="bad_pairs"):
+        train_participant_contrast(
+            new_encoder(), segments, owners, SMALL, pairs=pairs, progress=False
+        )
+
+
+def test_embeddings_that_are_no_numbers_find_nobody() -> None:
+    for vectors, owners in (
+        (np.full((4, 3), np.nan), [0, 0, 1, 1]), (np.ones((1, 3)), [0]), (np.ones((4, 3)), [0]),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="bad_embeddings"):
+            participant_retrieval(vectors, owners)
+
+
+def test_settings_that_train_nothing_are_refused() -> None:
+    changes: list[dict] = [{"n_participants_per_batch": 0}, {"n_steps": -1}, {"lr": float("nan")}]
+    for change in changes:
+        with pytest.raises(InputError, match="bad_training"):
+            replace(SMALL, **change)
+    changes = [{"temperature": 0.0}, {"momentum": 2.0}, {"projection_width": 0}]
+    for change in changes:
+        with pytest.raises(InputError, match="bad_contrast_config"):
+            ContrastConfig(**change)

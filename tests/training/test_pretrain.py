@@ -211,3 +211,16 @@ def test_a_stopped_run_does_not_go_on_with_a_store_of_other_values(
     with pytest.raises(ModelMismatch, match="checkpoint_of_another_run"):
         run(other)
     assert run(tiny_hospital.tokens).resumed
+
+
+@pytest.mark.parametrize(
+    "backbone", [MambaConfig(n_layers=0), MambaConfig(n_layers=-2), MambaConfig(d_model=0)]
+)
+def test_a_backbone_that_no_model_can_be_loaded_with_is_refused_before_training(
+    tiny_hospital: Any, tmp_path: Path, backbone: MambaConfig
+) -> None:
+    out = tmp_path / "model"
+    with pytest.raises(InputError, match="bad_model_config") as caught:
+        pretrain(tiny_hospital.tokens, out, backbone=backbone, config=CONFIG)
+    assert "config.json" not in caught.value.remedy  # nothing is stored yet
+    assert not list(tmp_path.iterdir())

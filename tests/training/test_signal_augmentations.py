@@ -228,3 +228,15 @@ def test_compiled_noise_is_white_normal_and_of_uniform_deviation() -> None:
 def test_what_is_no_batch_of_segments_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="bad_segments"):
         augment(torch.zeros(shape), PPG_AUGMENTATION, generator=chance())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cut_out": 2.0}, {"noise": -0.1}, {"time_warp": float("nan")}, {"cut_share": (0.5, 1.5)},
+     {"cut_share": (-1.0, -0.5)}, {"cut_share": (0.5, 0.3)}, {"noise_deviation": (0.2, 0.1)},
+     {"magnitude_deviation": -1.0}, {"time_deviation": float("inf")}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_probability_share_or_deviation_is_refused(change: dict) -> None:
+    with pytest.raises(InputError, match="bad_augmentation"):
+        replace(PPG_AUGMENTATION, **change)

@@ -1,10 +1,13 @@
 """Fine-tuning of the encoder learns what can be learnt, and repeats itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tsfm.errors import ModelMismatch
+from tsfm.errors import InputError, ModelMismatch
 from tsfm.models.biosignal_encoder import BiosignalConfig, BiosignalEncoder
+from tsfm.training import signal_classifier
 from tsfm.training.signal_classifier import SignalTraining, augment, fit_signal_classifier
 
 SMALL = BiosignalConfig(
@@ -109,3 +112,158 @@ def test_a_checkpoint_goes_on_and_is_no_other_trainings(tmp_path):
     torch.testing.assert_close(once, fit(label, 2).predict(signal, **ask))
     with pytest.raises(ModelMismatch, match="other data"):
         fit(1 - label, 2, tmp_path / "c")
+
+
+ASK = {"fs_hz": 100, "leads": ("I", "II")}
+SHORT = SignalTraining(epochs=1, batch_size=4, crop_s=1.0)
+
+
+def _few(n=10):
+    signal, label = _records(n)
+    torch.manual_seed(0)
+    return BiosignalEncoder(SMALL), signal, label
+
+
+def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    encoder, signal, label = _few()
+    how = SignalTraining(epochs=4, batch_size=2, crop_s=2.0)
+    whole = fit_signal_classifier(encoder, signal, label, training=how, **ASK)
+    save, n_saved = signal_classifier.save_checkpoint, 0
+
+    def save_and_stop(*args, **kwargs):
+        nonlocal n_saved
+        save(*args, **kwargs)
+        n_saved += 1
+        if n_saved == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(signal_classifier, "save_checkpoint", save_and_stop)
+    place = str(tmp_path / "c")
+    with pytest.raises(KeyboardInterrupt):
+        fit_signal_classifier(encoder, signal, label, training=how, checkpoint=place, **ASK)
+    monkeypatch.undo()
+    again = fit_signal_classifier(encoder, signal, label, training=how, checkpoint=place, **ASK)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("change", [{"dropout": 0.7}, {"grid_hz": 80.0}])
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, change):
+    encoder, signal, label = _few()
+    place = tmp_path / "c"
+    fit_signal_classifier(encoder, signal, label, training=SHORT, checkpoint=place, **ASK)
+    other = BiosignalEncoder(replace(SMALL, **change))
+    other.load_state_dict(encoder.state_dict())
+    with pytest.raises(ModelMismatch):
+        fit_signal_classifier(other, signal, label, training=SHORT, checkpoint=place, **ASK)
+
+
+def test_one_unknown_label_among_exclusive_ones_teaches_nothing_and_breaks_nothing():
+    encoder, signal, _ = _few()
+    label = torch.nn.functional.one_hot(torch.arange(10) % 3).float()
+    how = replace(SHORT, mixup=0.0, batch_size=10)
+    label[3, 1] = torch.nan
+    a = fit_signal_classifier(encoder, signal, label, training=how, exclusive=True, **ASK)
+    assert all(torch.isfinite(x).all() for x in a.state_dict().values())
+    label[3] = torch.tensor([torch.nan, 0.0, 1.0])
+    b = fit_signal_classifier(encoder, signal, label, training=how, exclusive=True, **ASK)
+    assert all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+    mixed = replace(SHORT, epochs=2, batch_size=2)
+    label[::2] = torch.nan  # batches without a label, by chance or by mixing
+    c = fit_signal_classifier(encoder, signal, label, training=mixed, exclusive=True, **ASK)
+    assert all(torch.isfinite(x).all() for x in c.state_dict().values())
+
+
+@pytest.mark.parametrize("before", [0, 1000, 2400])
+def test_crops_of_a_padded_record_lie_in_the_record(before):
+    values = torch.zeros(200, 2, 3000)
+    values[..., before : before + 600] = torch.arange(1.0, 601.0)
+    draws = torch.Generator().manual_seed(0)
+    how = SignalTraining(lead_dropout=0, noise_mv=0, wander_mv=0, scale=0, speed=0)
+    x, there = augment(values, values > 0, 500, how, draws, grid_hz=100.0)
+    assert there.float().mean() > 0.99
+    starts = x[:, 0, 1]
+    assert starts.min() < 10
+    assert starts.max() > 90
+    # A record that is shorter than the crop is whole, and nothing is repeated.
+    x, there = augment(values, values > 0, 900, how, draws, grid_hz=100.0)
+    assert (there[:, 0].sum(-1) >= 598).all()
+    assert (there[:, 0].sum(-1) <= 600).all()
+
+
+def test_the_lead_that_is_spared_was_measured():
+    values = torch.randn(400, 12, 300)
+    known = torch.zeros(400, 12, 300, dtype=torch.bool)
+    known[:, 3] = True
+    known[:200, 7] = True
+    how = SignalTraining(lead_dropout=1.0)
+    _, there = augment(values, known, 100, how, torch.Generator().manual_seed(0), grid_hz=100.0)
+    assert there.any(-1).any(1).all()
+    kept = there.any(-1)[:200].float().mean(0)
+    assert kept[3] > 0.4
+    assert kept[7] > 0.4
+
+
+def test_training_leaves_torchs_own_chance_alone():
+    encoder, signal, label = _few()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit_signal_classifier(encoder, signal, label, training=SHORT, **ASK)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_numbers_of_any_type_are_read():
+    encoder, signal, label = _few()
+    counts = (1000 * signal).round()
+    model = fit_signal_classifier(encoder, counts, label, training=SHORT, **ASK)
+    own = model.predict(counts, **ASK)
+    for other in (counts.double(), counts.short(), counts.numpy().astype("i4")):
+        assert torch.equal(model.predict(other, **ASK), own)
+    assert model.predict(signal[:0], **ASK).shape == (0, 2)
+    again = fit_signal_classifier(
+        encoder, counts.short().numpy(), label.long(), training=SHORT, **ASK
+    )
+    assert torch.equal(again.predict(counts, **ASK), own)
+
+
+def test_what_does_not_fit_the_records_is_refused():
+    encoder, signal, label = _few()
+
+    def fit(signal=signal, label=label, leads=("I", "II"), **more):
+        return fit_signal_classifier(
+            encoder, signal, label, fs_hz=100, leads=leads, training=SHORT, **more
+        )
+
+    refused: list[tuple[dict, str]] = [
+        ({"leads": ("I",)}, "bad_signal_shape"),
+        ({"signal": signal[:0], "label": label[:0]}, "bad_signal_shape"),
+        ({"label": label[:5]}, "bad_labels"),
+        ({"label": torch.cat([label, label])}, "bad_labels"),
+        ({"label": 7 * label}, "bad_labels"),
+        ({"label": label[:, 0]}, "bad_labels"),
+        ({"label": torch.ones(10, 2), "exclusive": True}, "bad_labels"),
+        ({"label": label * torch.nan}, "no_labels"),
+        ({"label": label * torch.nan, "exclusive": True}, "no_labels"),
+    ]
+    for changes, code in refused:
+        with pytest.raises(InputError, match=code):
+            fit(**changes)
+    model = fit()
+    for leads in (("I",), ("I", "II", "V1")):
+        with pytest.raises(InputError, match="bad_signal_shape"):
+            model.predict(signal, fs_hz=100, leads=leads)
+    with pytest.raises(InputError, match="bad_batch_size"):
+        model.predict(signal, batch_size=0, **ASK)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch_size": 0}, {"mixup": -1.0}, {"mixup": 1e-9}, {"mixup": 1e3}, {"crop_s": 0.0},
+     {"speed": 2.0}, {"decay": 2.0}, {"lr": float("nan")}, {"lead_dropout": 2.0},
+     {"noise_mv": -1.0}, {"epochs": -1}],
+    ids=str,
+)  # fmt: skip
+def test_what_trains_nothing_is_no_training(change):
+    with pytest.raises(InputError, match="bad_training"):
+        SignalTraining(**change)

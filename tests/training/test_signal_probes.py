@@ -173,3 +173,11 @@ def test_labels_that_are_none_and_too_many_folds_are_refused() -> None:
         fit_logistic(x, y, patients=None)
     with pytest.raises(InputError, match="too_few_patients"):
         patient_folds([1, 1, 2], 3, seed=0)
+
+
+@pytest.mark.parametrize("penalties", [[], [-1.0], [float("nan"), 1.0], [float("inf")]])
+def test_penalties_that_are_none_are_refused(penalties: list[float]) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    for fit in (fit_ridge, fit_logistic):
+        with pytest.raises(InputError, match="bad_penalties"):
+            fit(x, (x[:, 0] > 0) * 1.0, patients=None, penalties=penalties)

@@ -17,7 +17,6 @@ stay is no longer watched.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from datetime import timedelta
 from numbers import Real
 from typing import Any
@@ -29,6 +28,8 @@ from numpy.typing import NDArray
 from tsfm import schema
 from tsfm.clock import DAY_US
 from tsfm.errors import InputError
+from tsfm.evaluation.alarm_report import AlarmPolicy as AlarmPolicy
+from tsfm.evaluation.alarm_report import AlarmReport, is_silence
 from tsfm.evaluation.bootstrap import Interval, bootstrap_interval
 from tsfm.evaluation.discrimination import alerts_at_capacity
 
@@ -36,75 +37,6 @@ START, END, EVENT = "start_time", "end_time", "event_time"
 STAY = [schema.SUBJECT_ID, START]
 LEAD_QUANTILES = (0.25, 0.5, 0.75)
 _HOUR_US = DAY_US / 24
-
-
-@dataclass(frozen=True)
-class AlarmPolicy:
-    """When alarms are raised.
-
-    Attributes:
-        threshold: Least risk that raises one.
-        silence: After an alarm the stay raises none for this long.
-
-    Raises:
-        InputError: The threshold is no number, or the silence no time from 0.
-    """
-
-    threshold: float
-    silence: timedelta = timedelta(hours=12)
-
-    def __post_init__(self) -> None:
-        """Refuse a policy that raises nothing or everything by mistake."""
-        counts = isinstance(self.threshold, Real) and not math.isnan(self.threshold)
-        if not counts or not _is_silence(self.silence):
-            raise InputError(
-                "the threshold is no number, or the silence no time from 0", code="bad_policy",
-                place="AlarmPolicy", remedy="Use for example 0.2 and timedelta(hours=12).",
-            )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class AlarmReport:
-    """What a policy does on some stays.
-
-    Attributes:
-        policy: The policy.
-        n_stays: Stays watched.
-        n_events: Stays with the event.
-        n_alarms: Alarms raised.
-        patient_days: Days watched, of all stays.
-        sensitivity: Share of stays with the event that had a true alarm before it.
-        ppv: Share of alarms that are true.
-        per_100_days: Alarms per 100 patient-days.
-        lead_hours: Quantile to hours from a stay's first true alarm to its event.
-    """
-
-    policy: AlarmPolicy
-    n_stays: int
-    n_events: int
-    n_alarms: int
-    patient_days: float
-    sensitivity: Interval
-    ppv: Interval
-    per_100_days: Interval
-    lead_hours: dict[float, Interval]
-
-    def _repr_html_(self) -> str:
-        def row(name: str, found: Interval, form: str) -> str:
-            ends = f"{found.low:{form}} to {found.high:{form}}"
-            return f"<tr><td>{name}</td><td>{found.value:{form}}</td><td>{ends}</td></tr>"
-
-        leads = "".join(
-            row(f"lead time in hours, {q:.0%} quantile", found, ".1f")
-            for q, found in self.lead_hours.items()
-        )
-        return (
-            f"<b>Alarms</b> from {self.policy.threshold:.1%}: {self.n_alarms:,} in "
-            f"{self.patient_days:,.0f} patient-days, {self.n_events:,} of {self.n_stays:,} stays "
-            f"with the event<table>{row('sensitivity', self.sensitivity, '.1%')}"
-            f"{row('positive predictive value', self.ppv, '.1%')}"
-            f"{row('alarms per 100 patient-days', self.per_100_days, '.1f')}{leads}</table>"
-        )
 
 
 def alarms_per_100_days(alarms_per_day: float, n_beds: float) -> float:
@@ -145,7 +77,7 @@ def choose_threshold(
     watched = _watched(course, stays)
     usable = isinstance(budget, Real) and math.isfinite(budget) and budget > 0
     n_most = int(budget * _stay_days(stays).sum() / 100 + 1e-9) if usable else 0
-    if not usable or not _is_silence(silence):
+    if not usable or not is_silence(silence):
         raise InputError(
             "the budget is no positive number, or the silence is below zero", code="bad_budget",
             place="budget", remedy="Use for example 10 alarms per 100 patient-days.",
@@ -229,7 +161,8 @@ def report_alarms(
         is_true.alias("is_true"), (lead.dt.total_microseconds() / _HOUR_US).alias("lead_hours")
     )
     found = alarms.filter("is_true").group_by(STAY).agg(pl.col("lead_hours").max())
-    with_event = stays.filter(pl.col(EVENT).is_not_null()).join(found, on=STAY, how="left")
+    happened = pl.col(EVENT).is_not_null()
+    with_event = stays.filter(happened).join(found, on=STAY, how="left")
     detected = with_event.filter(pl.col("lead_hours").is_not_null())
 
     def interval(metric: Any, frame: pl.DataFrame, y: Any, p: Any) -> Interval:
@@ -246,6 +179,8 @@ def report_alarms(
     return AlarmReport(
         policy=policy,
         n_stays=stays.height,
+        n_subjects=stays[schema.SUBJECT_ID].n_unique(),
+        n_by_event=(_n_subjects(stays, happened), _n_subjects(stays, ~happened)),
         n_events=with_event.height,
         n_alarms=alarms.height,
         patient_days=float(days.sum()),
@@ -258,6 +193,10 @@ def report_alarms(
     )
 
 
+def _n_subjects(stays: pl.DataFrame, chosen: pl.Expr) -> int:
+    return stays.filter(chosen)[schema.SUBJECT_ID].n_unique()
+
+
 def _mean_label(y: NDArray[np.float64], p: NDArray[np.float64]) -> float:
     return float(y.mean()) if len(y) else float("nan")
 
@@ -268,10 +207,6 @@ def _per_100(y: NDArray[np.float64], p: NDArray[np.float64]) -> float:
 
 def _quantile(q: float) -> Any:
     return lambda y, p: float(np.quantile(p, q)) if len(p) else float("nan")
-
-
-def _is_silence(silence: Any) -> bool:
-    return isinstance(silence, timedelta) and silence >= timedelta(0)
 
 
 def _on_one_clock(course: pl.DataFrame, stays: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -27,7 +27,7 @@ class Interval:
         low: Lower end.
         high: Upper end.
         n_used: Resamples in which the measure was defined.
-        n_drawn: Resamples drawn.
+        n_drawn: Resamples drawn; none of fewer than two subjects, whose ends are NaN.
     """
 
     value: float
@@ -112,7 +112,10 @@ def paired_difference(
 def _resamples(
     subject_ids: ArrayLike, order: NDArray[np.int64], n: int, seed: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Row numbers of each resample, ascending; a subject drawn twice gives its rows twice."""
+    """Row numbers of each resample, ascending; a subject drawn twice gives its rows twice.
+
+    None of a single subject: every draw would be the same, and say that nothing is left to chance.
+    """
     ids = np.asarray(subject_ids)
     if ids.shape != order.shape:
         raise InputError(
@@ -123,7 +126,7 @@ def _resamples(
     subjects, row_subject = np.unique(ids[order], return_inverse=True)
     rows = np.arange(len(order))
     generator = np.random.default_rng(seed)
-    for _ in range(n if len(subjects) else 0):
+    for _ in range(n if len(subjects) > 1 else 0):
         drawn = generator.integers(0, len(subjects), len(subjects))
         times = np.bincount(drawn, minlength=len(subjects))
         yield np.repeat(rows, times[row_subject])

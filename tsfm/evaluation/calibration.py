@@ -20,6 +20,7 @@ from tsfm.evaluation.discrimination import brier, check_pair
 _EDGE = 1e-9  # probabilities are held off 0 and 1 by this much before their logit is taken
 _WIDEST = 25.0  # log odds beyond which a probability is 0 or 1 to all digits that count
 _RIDGE = 1e-8  # keeps a fit finite where the classes are separable
+_ROUNDING = 1e-12  # share of its size by which rounding may move a number that is one and the same
 
 
 class LogisticLine(NamedTuple):
@@ -181,16 +182,28 @@ class ReliabilityCurve:
     n: NDArray[np.int64]
 
 
-def reliability_curve(y: ArrayLike, p: ArrayLike, n_bins: int = 10) -> ReliabilityCurve:
+def reliability_curve(
+    y: ArrayLike,
+    p: ArrayLike,
+    n_bins: int = 10,
+    *,
+    subject_ids: ArrayLike | None = None,
+    fewest: int = 1,
+) -> ReliabilityCurve:
     """Points of a calibration plot; bins that ties leave empty are not there.
 
     Args:
         y: Labels, shape (n,).
         p: Probabilities, shape (n,).
         n_bins: Bins of equal counts, at most.
+        subject_ids: Subject of each row, shape (n,); None takes each row for a subject.
+        fewest: Subjects that a bin must have: smaller ones are joined with the next above, the
+            last with the one below.
     """
     labels, probability = check_probability(y, p)
     bins = _bins(probability, n_bins, equal_mass=True)
+    if fewest > 1:
+        bins = _joined(bins, np.arange(len(bins)) if subject_ids is None else subject_ids, fewest)
     n = np.bincount(bins)
     used = n > 0
     n = n[used]
@@ -242,12 +255,31 @@ def _bins(probability: NDArray[np.float64], n_bins: int, *, equal_mass: bool) ->
     return np.searchsorted(np.unique(inner), probability, side="left").astype(np.int64)
 
 
+def _joined(bins: NDArray[np.int64], subject_ids: ArrayLike, fewest: int) -> NDArray[np.int64]:
+    """Bins of at least so many subjects, of neighbouring ones; one bin where there are fewer."""
+    subjects = np.asarray(subject_ids)
+    if subjects.shape != bins.shape:
+        raise InputError(
+            f"{len(subjects)} subjects for {len(bins)} rows",
+            code="unequal_lengths", place="subject_ids", remedy="Give every row its subject.",
+        )  # fmt: skip
+    start, last, joined = 0, 0, np.zeros_like(bins)
+    for end in range(1, int(bins.max(initial=-1)) + 2):
+        part = (bins >= start) & (bins < end)
+        joined[part] = last
+        if len(np.unique(subjects[part])) >= fewest:
+            start, last = end, last + 1
+    joined[joined == last] = max(last - 1, 0)
+    return joined
+
+
 def _fit_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> LogisticLine:
     """Maximum likelihood of logit P(y) = a + b x by Newton's method with step halving."""
-    spread = float(x.std()) if len(x) else 0.0
-    if spread == 0.0 or y.min() == y.max():
+    # The standard deviation of one and the same number is seldom nought after rounding.
+    apart = float(x.max() - x.min()) if len(x) else 0.0
+    if not apart > _ROUNDING * np.abs(x).max(initial=1.0) or y.min() == y.max():
         return LogisticLine(float("nan"), float("nan"))
-    centre = float(x.mean())
+    spread, centre = float(x.std()), float(x.mean())
     design = np.column_stack([np.ones_like(x), (x - centre) / spread])
     beta = np.array([float(logit(y.mean())), 0.0])
     loss = _loss(design, y, beta)

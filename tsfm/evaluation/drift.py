@@ -20,7 +20,8 @@ All p values of a table are adjusted together (Benjamini and Hochberg 1995): of 
 drifted, a share of `level` is expected to be chance. Subjects in both periods make the tests
 cautious. Comparisons of too few subjects are named and not made. No patient's value is shown; where
 one to ten subjects have a code, or lack it, the table tells whether it drifted and no figure, since
-they could be counted out of it.
+they could be counted out of it. Nor is a size shown that leaves one to ten over: of the period's
+subjects, of those who have the code but no value, of those who have a score but no outcome.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 from tsfm import schema
 from tsfm.errors import InputError
 from tsfm.evaluation.calibration import calibration_in_the_large, check_probability, logit
-from tsfm.evaluation.subgroups import SMALLEST_CELL
+from tsfm.evaluation.subgroups import SMALLEST_CELL, is_few
 
 N_BINS = 10
 NOT_ENOUGH = "not enough data"
@@ -174,10 +175,7 @@ def _code_rows(reference: pl.DataFrame, current: pl.DataFrame, fewest: int) -> l
 
     totals = [frame[schema.SUBJECT_ID].n_unique() for frame in (reference, current)]
     n, m = totals
-    owners = [
-        frame.group_by(schema.CODE).agg(pl.col(schema.SUBJECT_ID).n_unique().alias("have"))
-        for frame in (reference, current)
-    ]
+    owners = [_owners(frame) for frame in (reference, current)]
     both = (
         owners[0]
         .join(owners[1], on=schema.CODE, how="full", coalesce=True, suffix="_current")
@@ -209,7 +207,7 @@ def _code_rows(reference: pl.DataFrame, current: pl.DataFrame, fewest: int) -> l
 
 def _is_small(have: int, n: int) -> bool:
     """Whether a share speaks of a few subjects: one to ten with the code, or without it."""
-    return 0 < have < SMALLEST_CELL or 0 < n - have < SMALLEST_CELL
+    return is_few(have) or is_few(n - have)
 
 
 def _value_rows(reference: pl.DataFrame, current: pl.DataFrame, fewest: int) -> list[_Row]:
@@ -223,20 +221,28 @@ def _value_rows(reference: pl.DataFrame, current: pl.DataFrame, fewest: int) -> 
         for frame in (reference, current)
     ]
     both = medians[0].join(medians[1], on=schema.CODE, how="full", coalesce=True, suffix="_now")
-    totals = [frame[schema.SUBJECT_ID].n_unique() for frame in (reference, current)]
+    frames = (reference, current)
+    totals = [frame[schema.SUBJECT_ID].n_unique() for frame in frames]
+    owners = [dict(_owners(frame).iter_rows()) for frame in frames]
     return [
         _without_rest(
-            _compare("value", code, np.array(before or []), np.array(now or []), fewest), totals
+            _compare("value", code, np.array(before or []), np.array(now or []), fewest),
+            [(total, have.get(code, 0)) for total, have in zip(totals, owners, strict=True)],
         )
         for code, before, now in both.sort(schema.CODE).iter_rows()
     ]
 
 
-def _without_rest(row: _Row, totals: Sequence[int]) -> _Row:
-    """The row without a size that leaves a small one of the period's subjects over."""
-    for name, total in zip(("n_reference", "n_current"), totals, strict=True):
+def _owners(frame: pl.DataFrame) -> pl.DataFrame:
+    """Subjects who have each code."""
+    return frame.group_by(schema.CODE).agg(pl.col(schema.SUBJECT_ID).n_unique().alias("have"))
+
+
+def _without_rest(row: _Row, wider: Sequence[Sequence[int]]) -> _Row:
+    """The row without a size that leaves a small one over, of any of its period's wider ones."""
+    for name, totals in zip(("n_reference", "n_current"), wider, strict=True):
         size = row[name]
-        if isinstance(size, int) and 0 < total - size < SMALLEST_CELL:
+        if isinstance(size, int) and any(is_few(total - size) for total in totals):
             row = {**row, name: None}
     return row
 
@@ -271,7 +277,8 @@ def _score_rows(reference: pl.DataFrame, current: pl.DataFrame, fewest: int) -> 
         )
     rows = [_compare("score", PROBABILITY, means[0], means[1], fewest)]
     if all(schema.BOOLEAN_VALUE in frame.columns for frame in (reference, current)):
-        rows.append(_calibration_row(reference, current, fewest))
+        scored = [(len(mean),) for mean in means]
+        rows.append(_without_rest(_calibration_row(reference, current, fewest), scored))
     return rows
 
 

@@ -1,8 +1,7 @@
 """What callers ask about one patient: a record, a moment and a limit, checked before they are read.
 
-A record is taken as `EventWriter.add` takes it, so that the same frame gets the same scores on
-every road: missing columns are null, and a fact with a time of which nobody says when it was known
-is known at its time.
+A record is taken as `EventWriter.add` takes it (`event_table.read_columns`), so that the same frame
+gets the same scores on every road.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import polars as pl
 
 from tsfm import clock, schema
 from tsfm.errors import InputError
-from tsfm.event_table import POLARS_EVENTS
+from tsfm.event_table import POLARS_EVENTS, read_columns
 from tsfm.tokens.event_tokens import on_the_clock
 
 _NEEDED = (schema.SUBJECT_ID, schema.TIME, schema.CODE)
@@ -39,23 +38,8 @@ def read_records(events: Any) -> pl.DataFrame:
             remedy=f"It needs {', '.join(_NEEDED)}, and may have {', '.join(POLARS_EVENTS)}.",
         )  # fmt: skip
     n = len(columns[schema.CODE])
-    frame = on_the_clock(
-        pl.DataFrame(
-            [
-                columns[name] if name in columns else pl.Series(name, [None] * n, kind)
-                for name, kind in POLARS_EVENTS.items()
-            ]
-        )
-    )
-    for name, kind in POLARS_EVENTS.items():
-        given = frame[name]
-        try:
-            read = given.cast(kind)
-        except pl.exceptions.PolarsError:  # whose message quotes values
-            raise _bad_column(name, f"is {given.dtype}", f"Cast it to {kind}.") from None
-        if kind == pl.Int64 and given.dtype.is_float() and not (read == given).all():
-            raise _bad_column(name, "holds numbers that are not whole", f"Cast it to {kind}.")
-        frame = frame.with_columns(read)
+    columns.setdefault(schema.AVAILABLE_TIME, pl.Series(schema.AVAILABLE_TIME, [None] * n))
+    frame = read_columns(on_the_clock(pl.DataFrame(list(columns.values()))), place="events")
     if frame[schema.SUBJECT_ID].null_count() or frame[schema.CODE].null_count():
         raise InputError(
             "an event has no subject or no code", code="null_in_required_column", place="events",

@@ -7,6 +7,9 @@ time or earlier must be what it was, bit for bit. Subjects with several predicti
 each of them in turn. A scorer is any function from events and cohort to numbers: a model, a score
 of points, the features of a baseline.
 
+The scorer is handed the cohort too, which holds the answers: what came of it after a cut is altered
+in a round of its own (`tsfm.evaluation.altered_answers`).
+
 Left alone are facts that have neither `time` nor `available_time` and births, which are known from
 the start, and all other subjects, on whom a scorer may have been fitted.
 
@@ -29,6 +32,7 @@ from numpy.typing import NDArray
 
 from tsfm import codes, event_table, schema
 from tsfm.errors import InputError
+from tsfm.evaluation.altered_answers import CUT, FURTHEST_HOURS, alter_answers
 from tsfm.tokens.event_tokens import TOKEN_FIELDS
 from tsfm.tokens.signal_vectors import SignalVectors
 from tsfm.tokens.token_store import TokenStore, build_token_store
@@ -36,6 +40,9 @@ from tsfm.tokens.token_store import TokenStore, build_token_store
 VALUES, CODES, TIMES, ADDED, REMOVED = "values", "codes", "times", "added", "removed"
 KINDS: tuple[str, ...] = (VALUES, CODES, TIMES, REMOVED, ADDED)
 """Ways of altering what is later, in the order in which they are done in one round."""
+
+ANSWERS = "answers"
+"""What the cohort itself says of later, altered in a round of its own."""
 
 ROUNDS: tuple[tuple[str, ...], ...] = (*((kind,) for kind in KINDS), KINDS)
 """Each way alone, then all of them at once."""
@@ -47,8 +54,6 @@ Scorer = Callable[[pl.DataFrame, pl.DataFrame], NDArray[Any]]
 """From events and cohort to numbers, a row of the cohort a row: (rows,) or (rows, numbers)."""
 
 _MOMENT = pl.duration(microseconds=1)
-_CUT = "_cut"
-_FURTHEST_HOURS = 5000.0
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,11 @@ class LeakAudit:
 
     Attributes:
         n_stays: Rows of the cohort whose scores were compared, each at least once a round.
-        n_altered: Events altered, added or removed, by kind; how often a kind was done in vain
-            can be read from a count of 0.
+        n_altered: Events altered, added or removed, by kind, and rows of the cohort whose `ANSWERS`
+            were altered; how often a kind was done in vain can be read from a count of 0.
         leaks: One row for each stay and round in which its score moved: subject_id,
-            prediction_time, kinds (of the round), difference (largest, NaN where a number came
-            or went).
+            prediction_time, kinds (of the round, or `ANSWERS`), difference (largest, NaN where a
+            number came or went).
     """
 
     n_stays: int
@@ -89,7 +94,7 @@ def audit_leaks(
         events: Whole subjects, columns of `schema.EVENTS`, or the root of an event table.
         cohort: Rows of `schema.COHORT` to audit, usually the eligible ones.
         score: The scorer; fitted before, or on subjects who are not in the cohort.
-        rounds: Kinds that are done together, round by round.
+        rounds: Kinds that are done together, round by round; `ANSWERS` have one more.
         tolerance: Relative and absolute difference that is no leak. 0, unless the scorer adds
             floating-point numbers in an order that depends on the length of a record.
         seed: Of all draws.
@@ -107,25 +112,33 @@ def audit_leaks(
             "asked twice the same, the scorer gives two answers",
             code="scorer_not_deterministic", place="score", remedy="Fix its seeds.",
         )  # fmt: skip
-    n_altered = dict.fromkeys(KINDS, 0)
+    n_altered = dict.fromkeys((*KINDS, ANSWERS), 0)
     leaks: list[pl.DataFrame] = []
+
+    def compare(kinds: Sequence[str], compared: NDArray[np.bool_], after: NDArray[Any]) -> None:
+        moved = compared & ~_same(before, after, tolerance)
+        difference = np.abs(after[moved].astype(float) - before[moved].astype(float))
+        leaks.append(
+            cohort.filter(pl.Series(moved)).select(
+                schema.SUBJECT_ID,
+                schema.PREDICTION_TIME,
+                pl.lit("+".join(kinds)).alias("kinds"),
+                pl.Series("difference", difference.max(-1, initial=0.0), dtype=pl.Float64),
+            )
+        )
+
     for place, (cuts, compared) in enumerate(_cuts(cohort)):
         for number, kinds in enumerate(rounds):
             rng = np.random.default_rng([seed, place, number])
             altered, counts = alter_later(events, cuts, kinds, rng)
             for kind, n in counts.items():
                 n_altered[kind] += n
-            after = _ask(score, altered, cohort)
-            moved = compared & ~_same(before, after, tolerance)
-            difference = np.abs(after[moved].astype(float) - before[moved].astype(float))
-            leaks.append(
-                cohort.filter(pl.Series(moved)).select(
-                    schema.SUBJECT_ID,
-                    schema.PREDICTION_TIME,
-                    pl.lit("+".join(kinds)).alias("kinds"),
-                    pl.Series("difference", difference.max(-1, initial=0.0), dtype=pl.Float64),
-                )
-            )
+            compare(kinds, compared, _ask(score, altered, cohort))
+        rng = np.random.default_rng([seed, place, len(rounds)])
+        asked, n = alter_answers(cohort, cuts, rng)
+        n_altered[ANSWERS] += n
+        if n:
+            compare([ANSWERS], compared, _ask(score, events, asked))
     return LeakAudit(cohort.height, n_altered, pl.concat(leaks))
 
 
@@ -136,7 +149,7 @@ def alter_later(
 
     Args:
         events: Whole subjects, columns of `schema.EVENTS`.
-        cuts: subject_id and `_cut`, one row a subject; all other subjects are left alone.
+        cuts: subject_id and `CUT`, one row a subject; all other subjects are left alone.
         kinds: Some of `KINDS`.
         rng: Of all draws.
 
@@ -145,7 +158,7 @@ def alter_later(
     """
     beside = events.join(cuts, on=schema.SUBJECT_ID, how="left", maintain_order="left")
     known = pl.coalesce(schema.AVAILABLE_TIME, schema.TIME)
-    is_later = (known > pl.col(_CUT)).fill_null(False) & (pl.col(schema.CODE) != codes.BIRTH)
+    is_later = (known > pl.col(CUT)).fill_null(False) & (pl.col(schema.CODE) != codes.BIRTH)
     kept = beside.filter(~is_later).select(events.columns)
     later = beside.filter(is_later)
     every = events[schema.CODE].unique().sort()
@@ -274,11 +287,11 @@ def _cuts(cohort: pl.DataFrame) -> list[tuple[pl.DataFrame, NDArray[np.bool_]]]:
     for place in range(int(ranked["place"].to_numpy().max()) + 1):
         cuts = (
             ranked.filter(pl.col("place") == place)
-            .select(schema.SUBJECT_ID, now.alias(_CUT))
+            .select(schema.SUBJECT_ID, now.alias(CUT))
             .unique(maintain_order=True)
         )
         beside = ranked.join(cuts, on=schema.SUBJECT_ID, how="left", maintain_order="left")
-        found.append((cuts, beside.select((now <= pl.col(_CUT)).fill_null(False)).to_series()
+        found.append((cuts, beside.select((now <= pl.col(CUT)).fill_null(False)).to_series()
                       .to_numpy()))  # fmt: skip
     return found
 
@@ -301,11 +314,11 @@ def _new_codes(later: pl.DataFrame, every: pl.Series, rng: np.random.Generator) 
 
 def _new_times(later: pl.DataFrame, every: pl.Series, rng: np.random.Generator) -> pl.DataFrame:
     """Before or after the cut, to the microsecond after it, but known after it still."""
-    hours = np.exp(rng.uniform(np.log(1e-3), np.log(_FURTHEST_HOURS), (2, later.height)))
+    hours = np.exp(rng.uniform(np.log(1e-3), np.log(FURTHEST_HOURS), (2, later.height)))
     to_us = 3.6e9
     since = pl.Series((hours[0] * to_us).astype(np.int64) * rng.choice([-1, 1], later.height))
     known = pl.Series(np.where(rng.random(later.height) < 0.2, 0, hours[1] * to_us).astype(int))
-    cut = pl.col(_CUT)
+    cut = pl.col(CUT)
     return later.with_columns(
         pl.when(pl.col(schema.TIME).is_not_null())
         .then(cut + pl.duration(microseconds=pl.lit(since)))
@@ -338,7 +351,7 @@ def _made_up(
     owners = cuts[rng.permutation(np.repeat(np.arange(cuts.height), N_ADDED))[:n]]
     rows = pool[rng.integers(0, max(pool.height, 1), n)].with_columns(
         owners[schema.SUBJECT_ID],
-        owners[_CUT],
+        owners[CUT],
         pl.lit(None, dtype=pl.Int64).alias(schema.ENCOUNTER_ID),
         pl.lit(None, dtype=pl.String).alias(schema.SIGNAL_ID),
     )

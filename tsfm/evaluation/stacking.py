@@ -39,7 +39,8 @@ class Stack:
         """One probability a row from the probabilities of the models that have a weight.
 
         Raises:
-            InputError: One of them is missing.
+            InputError: One of them is missing, vectors of unequal length, or values that are no
+                probabilities.
         """
         missing = [name for name, weight in self.weights.items() if weight and name not in models]
         if missing:
@@ -47,10 +48,11 @@ class Stack:
                 f"no probabilities of {', '.join(missing)}", code="missing_model",
                 place="models", remedy="Give those of every model that the stack was fitted on.",
             )  # fmt: skip
-        line = np.full(np.shape(next(iter(models.values()), ())), self.intercept)
+        n = len(np.atleast_1d(next(iter(models.values()), ())))
+        line = np.full(n, self.intercept)
         for name, weight in self.weights.items():
             if weight:
-                line = line + weight * logit(models[name])
+                line = line + weight * logit(check_probability(np.zeros(n), models[name])[1])
         return np.exp(-np.logaddexp(0.0, -line))
 
 

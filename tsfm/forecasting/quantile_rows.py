@@ -148,17 +148,35 @@ def check_truth(
         rows: The forecasts.
 
     Raises:
-        InputError: There are not as many as forecasts.
+        InputError: There are not as many as forecasts, or rows whose patient is not known.
     """
     y = np.asarray(truth, np.float64)
     n = len(rows.name)
-    patient = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    patient = np.arange(n) if groups is None else _patients(groups)
     if y.shape != (n,) or patient.shape != (n,):
         raise refused(
             f"shapes {y.shape} of truths and {patient.shape} of groups, of {n} forecasts",
             place="truth",
         )
     return y, patient, np.isfinite(y) & np.isfinite(rows.quantiles).all(1)
+
+
+def _patients(groups: ArrayLike) -> NDArray[np.int64]:
+    """Number of each row's patient; rows of an unknown one are of how many nobody can say."""
+    # A list becomes objects: NumPy would write a missing number among names as the name "nan".
+    given = np.asarray(groups, dtype=None if hasattr(groups, "dtype") else object)
+    try:
+        known = bool((given == given).all()) and None not in given.tolist()  # NaN is unlike itself
+        found = np.unique(given, return_inverse=True)[1]
+    except TypeError:  # None beside names, or names beside numbers, have no order
+        known = False
+    if not known:
+        raise refused(
+            "patients are missing, or of several types",
+            place="groups",
+            remedy="Give every row its patient, all as text or all as numbers.",
+        )
+    return found
 
 
 def patient_weights(patient: NDArray[np.int64]) -> tuple[NDArray[np.float64], int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from tsfm import schema
+from tsfm.reports.small_cells import of_few
 from tsfm.scoring.predictions import SCORED
 
 
@@ -37,7 +38,10 @@ class Outcomes:
 def compare_outcomes(
     task: str, scores: pl.DataFrame, cohort: pl.DataFrame | None
 ) -> Outcomes | None:
-    """Predicted and observed outcomes of the scored stays; None where they are not known.
+    """Predicted and observed outcomes of the scored stays.
+
+    None where they are not known, or where the stays, those with one of the outcomes, or those with
+    neither are of one to ten subjects: the shares would tell how many.
 
     Args:
         task: Name of the task.
@@ -56,7 +60,13 @@ def compare_outcomes(
         .join(cohort.filter("eligible").select(*stay, "outcome", "outcome_days"), on=stay)
         .drop_nulls(["outcome", "outcome_days"])
     )
-    if not rows.height:
+    by_then = pl.col("outcome_days") <= known.horizon_days
+    came = (
+        pl.when(by_then).then(pl.col("outcome").replace("none", "censored")).fill_null("censored")
+    )
+    if not rows.height or any(
+        map(of_few, [rows, *rows.with_columns(came).partition_by("outcome")])
+    ):
         return None
     observed = observed_incidence(
         rows["outcome"].to_list(), rows["outcome_days"].to_list(), known.horizon_days

@@ -108,7 +108,7 @@ def check_events(data: EvaluationData, events: str | Path) -> EvaluationData:
         events: Root of the event table.
 
     Raises:
-        InputError: It is another table.
+        InputError: It is another table, or none.
     """
     from tsfm import schema
     from tsfm.errors import InputError
@@ -122,7 +122,14 @@ def check_events(data: EvaluationData, events: str | Path) -> EvaluationData:
             caution="The run does not name the event table that it scored: whose splits these are "
             "was not checked.",
         )
-    if not splits.exists() or hash_file(splits) != named:
+    if not splits.exists():
+        raise InputError(
+            "no event table here",
+            code="no_events",
+            place="--events",
+            remedy="Give the folder that `tsfm ingest` wrote and `tsfm score` read.",
+        )
+    if hash_file(splits) != named:
         raise InputError(
             "the event table is not the one that was scored",
             code="other_events",

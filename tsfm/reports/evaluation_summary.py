@@ -24,6 +24,7 @@ from tsfm.evaluation.discrimination import Alerts
 from tsfm.evaluation.subgroups import SMALLEST_CELL
 from tsfm.reports.competing_outcomes import Outcomes, compare_outcomes
 from tsfm.reports.evaluation_data import EvaluationData as EvaluationData
+from tsfm.reports.small_cells import of_few, outcome_of_few, shown_alerts, shown_count
 from tsfm.reports.tables import format_table, html_table
 from tsfm.scoring.predictions import SCORED, check_scores, labelled_scores
 
@@ -42,7 +43,7 @@ class ModelFigures:
     Attributes:
         name: Name of the model.
         n: Stays.
-        n_events: Of these, true labels.
+        n_events: Of these, true labels; None where that is not shown.
         auroc: With its interval.
         auprc: With its interval.
         brier: With its interval; None where the score is no probability.
@@ -54,7 +55,7 @@ class ModelFigures:
 
     name: str
     n: int
-    n_events: int
+    n_events: int | None
     auroc: Interval
     auprc: Interval
     brier: Interval | None
@@ -103,22 +104,31 @@ class Evaluation:
     too_few: bool = False
 
     def shown(self) -> Evaluation:
-        """The same without what tells of single subjects: figures of few, a threshold's digits."""
+        """The same without what tells of single subjects: figures of few, a threshold's digits.
+
+        Where one to ten subjects have the outcome, or lack it, nothing that counts them is there.
+        """
         if self.too_few:
             return replace(self, models=(), alerts={}, subgroups=None, outcomes=None)
-        few = {
-            name
-            for name, rows in self.baseline_scores.items()
-            if rows[schema.SUBJECT_ID].n_unique() < SMALLEST_CELL
-        }
+        stays = [self.labelled, *(self.baseline_scores[model.name] for model in self.models[1:])]
+        models = tuple(
+            replace(model, n_events=None) if self._tells_of_few(rows) else model
+            for model, rows in zip(self.models, stays[: len(self.models)], strict=True)
+            if not of_few(rows)
+        )
+        if models and models[0].n_events is None:
+            return replace(self, models=models, alerts={}, outcomes=None)
         alerts = {
             share: replace(found, threshold=round(found.threshold, THRESHOLD_DECIMALS))
-            for share, found in self.alerts.items()
+            for share, found in shown_alerts(self.alerts, self.labelled, self.capacity).items()
         }
-        ours, others = self.models[:1], self.models[1:]
-        return replace(
-            self, models=(*ours, *(m for m in others if m.name not in few)), alerts=alerts
-        )
+        return replace(self, models=models, alerts=alerts)
+
+    def _tells_of_few(self, rows: pl.DataFrame) -> bool:
+        """Whether the outcomes of these stays are of few subjects, or leave few of ours over."""
+        stay = [schema.SUBJECT_ID, schema.PREDICTION_TIME]
+        rest = self.labelled.join(rows, on=stay, how="anti")
+        return outcome_of_few(rows) or outcome_of_few(self.labelled) or of_few(rest)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, aggregates only; what is not defined, or not shown, is None."""
@@ -155,12 +165,16 @@ class Evaluation:
 
     def as_text(self) -> str:
         """The table printed at the end of a run."""
-        if not self.shown().models:
+        models = self.shown().models
+        if not models:
             return f"{self.task}: {self.n_scored:,} stays scored, {self.why_nothing()}"
-        n_events = self.models[0].n_events
+        n_events = models[0].n_events
+        if n_events is None:
+            told = f"{shown_count(1)} of them with, or without, the outcome"
+        else:
+            told = f"{n_events:,} with the outcome ({n_events / self.n_labelled:.1%})"
         return (
-            f"{self.task}: {self.n_labelled:,} stays of {self.n_subjects:,} subjects, "
-            f"{n_events:,} with the outcome ({n_events / self.n_labelled:.1%})\n"
+            f"{self.task}: {self.n_labelled:,} stays of {self.n_subjects:,} subjects, {told}\n"
             + format_table(*self.table())
             + (f"\nnote: {self.note}" if self.note else "")
         )
@@ -191,7 +205,7 @@ def evaluate(
         seed: Of the draws.
 
     Raises:
-        FormatError: Scores, labels or a baseline break their contract.
+        FormatError: Scores, labels, groups or a baseline break their contract.
         InputError: Scores of more than one model, or a capacity that is no fraction.
     """
     from tsfm.evaluation.discrimination import alerts_at_capacity
@@ -319,6 +333,8 @@ def _measure(
 
 
 def _baseline_rows(name: str, frame: pl.DataFrame, labelled: pl.DataFrame) -> pl.DataFrame:
+    import pyarrow as pa
+
     stay = [schema.SUBJECT_ID, schema.PREDICTION_TIME]
     missing = [c for c in (*stay, "probability") if c not in frame.columns]
     if missing or frame.select(stay).is_duplicated().any():
@@ -328,10 +344,12 @@ def _baseline_rows(name: str, frame: pl.DataFrame, labelled: pl.DataFrame) -> pl
             place=name,
             remedy="One row a stay: subject_id, prediction_time, probability.",
         )
-    other = frame.select(
-        pl.col(schema.SUBJECT_ID).cast(pl.Int64),
-        pl.col(schema.PREDICTION_TIME).cast(pl.Datetime("us")),
-        pl.col("probability").cast(pl.Float64).fill_nan(None).alias("_other"),
+    columns = pa.schema(
+        [(schema.SUBJECT_ID, pa.int64()), (schema.PREDICTION_TIME, pa.timestamp("us")),
+         ("probability", pa.float64())]
+    )  # fmt: skip
+    other = pl.DataFrame(schema.align(frame.to_arrow(), columns, place=name)).select(
+        *stay, pl.col("probability").fill_nan(None).alias("_other")
     )
     return labelled.join(other.drop_nulls("_other"), on=stay, how="inner").sort(stay)
 
@@ -339,15 +357,24 @@ def _baseline_rows(name: str, frame: pl.DataFrame, labelled: pl.DataFrame) -> pl
 def _subgroups(
     labelled: pl.DataFrame, groups: pl.DataFrame | None, seed: int
 ) -> pl.DataFrame | None:
+    import pyarrow as pa
+
     from tsfm.evaluation.subgroups import PROBABILITY, subgroup_table
 
     if groups is None or not labelled.height:
         return None
-    key = [c for c in (schema.SUBJECT_ID, schema.PREDICTION_TIME) if c in groups.columns]
+    key = [schema.SUBJECT_ID]
+    key += [schema.PREDICTION_TIME] if schema.PREDICTION_TIME in groups.columns else []
+    kinds = pa.schema([schema.LABELS.field(name) for name in key])
+    known = pl.DataFrame(schema.align(groups.to_arrow(), kinds, place="subgroups"))
     columns = [c for c in groups.columns if c not in key]
-    joined = labelled.rename({"probability": PROBABILITY}).join(
-        groups.unique(key, maintain_order=True), on=key, how="left"
-    )
+    known = known.hstack(groups.select(columns)).unique(maintain_order=True)
+    if known.select(key).is_duplicated().any():
+        raise FormatError(
+            "a stay is in two groups of one column", code="bad_groups", place="subgroups",
+            remedy="One row a subject, or a subject and prediction_time.",
+        )  # fmt: skip
+    joined = labelled.rename({"probability": PROBABILITY}).join(known, on=key, how="left")
     return subgroup_table(joined, columns, seed=seed)
 
 

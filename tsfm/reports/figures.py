@@ -52,6 +52,8 @@ def reliability_plot(
     slope: float | None = None,
     intercept: float | None = None,
     outcome: str = "event",
+    subject_ids: ArrayLike | None = None,
+    fewest: int = 1,
 ) -> Figure:
     """Observed share against predicted probability, with the scores' histogram below.
 
@@ -65,9 +67,11 @@ def reliability_plot(
         slope: Calibration slope to print.
         intercept: Calibration intercept to print.
         outcome: Name of what is predicted, for the axes.
+        subject_ids: Subject of each row, shape `(n,)`; None takes each row for a subject.
+        fewest: Subjects behind a point, at least.
     """
     y, p = _labelled(y, p)
-    curve = reliability_curve(y, p, n_bins)
+    curve = reliability_curve(y, p, n_bins, subject_ids=subject_ids, fewest=fewest)
     limit = min(
         1.0, 0.05 * np.ceil(max(curve.high.max(), np.quantile(p, 0.995), 0.1) * 1.02 / 0.05)
     )

@@ -20,8 +20,9 @@ from typing import Any
 
 import polars as pl
 
+from tsfm import schema
 from tsfm.errors import InputError
-from tsfm.evaluation.subgroups import SMALLEST_CELL
+from tsfm.evaluation.subgroups import SMALLEST_CELL, is_few
 from tsfm.reports.evaluation_data import EvaluationData, check_events, keep_split, load_run
 from tsfm.reports.evaluation_summary import (
     NOTHING,
@@ -32,6 +33,7 @@ from tsfm.reports.evaluation_summary import (
     number,
     with_interval,
 )
+from tsfm.reports.small_cells import pooled_reasons, shown_count
 from tsfm.reports.tables import html_table
 
 FILE_NAME = "report.html"
@@ -129,6 +131,7 @@ def render_report(data: EvaluationData, evaluation: Evaluation) -> str:
         tables=_tables(evaluation),
         figures=_figures(data, evaluation),
         subgroup_tables=_subgroup_tables(evaluation.subgroups),
+        shares_left_out=_shares_left_out(evaluation.subgroups),
         smallest_cell=SMALLEST_CELL,
         share_text=_share_text,
         number=number,
@@ -161,14 +164,20 @@ def _counts_table(data: EvaluationData, evaluation: Evaluation) -> Any:
     stored = data.manifest.get("counts")
     counts = StayCounts(**stored) if stored else count_stays(data.scores, data.cohort)
     # Without a cohort nobody says how many stays the task did not ask for.
-    rows = [("Stays looked at", counts.seen)] if stored or data.cohort is not None else []
-    rows += [(f"\N{EM DASH} not eligible: {_words(k)}", n) for k, n in counts.not_eligible.items()]
-    rows += [("Eligible stays", counts.eligible)]
-    rows += [(f"\N{EM DASH} not scored: {_words(k)}", n) for k, n in counts.not_scored.items()]
-    rows += [("Scored stays", counts.scored)]
-    cells = [[name, f"{n:,}"] for name, n in rows]
+    # A reason tells of a patient, such as a discharge to a hospice; that one wasn't scored, no.
+    left_out = {k: shown_count(n) for k, n in pooled_reasons(counts.not_eligible).items()}
+    seen = "not shown" if is_few(counts.seen - counts.eligible) else f"{counts.seen:,}"
+    cells = [["Stays looked at", seen]] if stored or data.cohort is not None else []
+    cells += [[f"\N{EM DASH} not eligible: {_words(k)}", n] for k, n in left_out.items()]
+    cells += [["Eligible stays", f"{counts.eligible:,}"]]
+    cells += [
+        [f"\N{EM DASH} not scored: {_words(k)}", f"{n:,}"] for k, n in counts.not_scored.items()
+    ]
+    cells += [["Scored stays", f"{counts.scored:,}"]]
     known = "not shown" if evaluation.too_few else f"{evaluation.n_labelled:,}"
-    cells += [["\N{EM DASH} with a known outcome", known]]
+    # What was scored is counted over the whole run, what is known over the split alone.
+    judged = f"of them judged here ({data.subset.replace('_', '-')}), " if data.subset else ""
+    cells += [[f"\N{EM DASH} {judged}with a known outcome", known]]
     return _markup(html_table(["", "Stays"], cells))
 
 
@@ -246,7 +255,8 @@ def _figures(data: EvaluationData, evaluation: Evaluation) -> dict[str, Any]:
     outcome = data.outcome
     if evaluation.too_few:
         return {}
-    if not evaluation.models:
+    n_events = evaluation.models[0].n_events if evaluation.models else None
+    if n_events is None:
         p = data.scores["probability"].drop_nulls().to_numpy()
         drawn = {}
         if p.size:
@@ -267,17 +277,19 @@ def _figures(data: EvaluationData, evaluation: Evaluation) -> dict[str, Any]:
                     slope=ours.slope,
                     intercept=ours.intercept,
                     outcome=outcome,
+                    subject_ids=evaluation.labelled[schema.SUBJECT_ID].to_numpy(),
+                    fewest=SMALLEST_CELL,
                 ),
                 "Calibration plot: observed share against predicted probability",
-            ),
-            "capacity": (
-                figures.capacity_plot(
-                    y, p, chosen=evaluation.capacity, most=max(0.5, evaluation.capacity)
-                ),
-                "Sensitivity and positive predictive value against the share of stays alerted",
-            ),
+            )
         }
-        if 0 < ours.n_events < ours.n:
+        if evaluation.alerts:
+            chosen = evaluation.capacity if evaluation.capacity in evaluation.alerts else None
+            drawn["capacity"] = (
+                figures.capacity_plot(y, p, chosen=chosen, most=max(0.5, evaluation.capacity)),
+                "Sensitivity and positive predictive value against the share of stays alerted",
+            )
+        if 0 < n_events < ours.n:
             curves = {ours.name: (y, p)}
             for each in evaluation.models[1:]:
                 rows = evaluation.baseline_scores[each.name]
@@ -319,13 +331,18 @@ def _subgroup_tables(table: pl.DataFrame | None) -> list[Any]:
     return found
 
 
+def _shares_left_out(table: pl.DataFrame | None) -> bool:
+    shown = None if table is None else table.filter(~pl.col("suppressed"))
+    return shown is not None and shown["prevalence"].null_count() > 0
+
+
 def _subgroup_cells(row: Mapping[str, Any]) -> list[str]:
     bounds = f"[{number(row['auroc_low'], 2)}, {number(row['auroc_high'], 2)}]"
     return [
         row["group"],
         f"{row['n']:,}",
         f"{row['n_subjects']:,}",
-        f"{row['prevalence']:.1%}",
+        NOTHING if row["prevalence"] is None else f"{row['prevalence']:.1%}",
         f"{row['mean_predicted']:.1%}",
         number(row["observed_to_expected"], 2),
         NOTHING if row["auroc"] is None else f"{number(row['auroc'], 2)} {bounds}",

@@ -7,7 +7,8 @@ it has ended, as its event's `available_time` says, so vectors of the whole reco
 
 Records are read in windows, so that a week-long one needs no more memory than a short one; its
 vectors are the windows' means, weighted by how much of each was measured. Records that have nothing
-to encode are counted and get no vectors: their tokens say that there was a record, and no more.
+to encode, move like no millivolts whatever their header says, or hold infinite values, are counted
+and get no vectors: their tokens say that there was a record, and no more.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ from tqdm import tqdm
 from tsfm import schema
 from tsfm.errors import InputError
 from tsfm.models.biosignal_encoder import SLOTS, lead_slots
-from tsfm.models.encoder_directory import EncoderDirectory, level, open_encoder, token_vectors
+from tsfm.models.encoder_directory import (
+    EncoderDirectory,
+    count_wide,
+    level,
+    open_encoder,
+    token_vectors,
+)
 from tsfm.models.signal_grid import MAX_HZ, MIN_HZ, to_grid
 from tsfm.signals.store import STANDARD_LEADS, SignalStore
 from tsfm.tokens.signal_vectors import FOLDER, SignalVectors, hash_signals
 
 NO_LEAD, NO_UNIT, NO_RATE = "no_standard_lead", "no_electric_unit", "rate_out_of_range"
-NOTHING = "nothing_measured"
+NOTHING, INFINITE, NO_MILLIVOLTS = "nothing_measured", "infinite_values", "no_millivolts"
 _LEAST_S = 1.0
 _MOST_WAITING = 8  # batches of windows of different forms
 _TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3, "nv": 1e-6}
@@ -67,6 +74,28 @@ class _Window:
     known: Tensor
 
 
+@dataclass
+class _Faults:
+    """What speaks against a record: it is told by all windows together.
+
+    Attributes:
+        wide: Stretches that move further than electrodes do; see `count_wide`.
+        measured: All stretches.
+        infinite: Whether a value is.
+    """
+
+    wide: int = 0
+    measured: int = 0
+    infinite: bool = False
+
+    @property
+    def reason(self) -> str | None:
+        """Why the record can't be read; None where it can."""
+        if self.infinite:
+            return INFINITE
+        return NO_MILLIVOLTS if 2 * self.wide > self.measured else None
+
+
 def encode_signals(
     root: str | Path,
     encoder: str | Path,
@@ -85,18 +114,24 @@ def encode_signals(
         progress: Show a bar; None: on a terminal only.
 
     Raises:
-        InputError: `no_signals`; `bad_window`: a window too short for a heart beat.
+        InputError: `no_signals`; `bad_window`: a window too short for a heart beat, or without end;
+            `bad_batch_size`: below 1.
         IntegrityError: The store or the encoder is damaged.
     """
-    if not window_s >= _LEAST_S:
+    if not _LEAST_S <= window_s < math.inf:
         raise InputError(
-            "a window shorter than a second", code="bad_window", place="window_s",
+            "a window shorter than a second, or without end", code="bad_window", place="window_s",
             remedy="Use 10 to 60 seconds.",
+        )  # fmt: skip
+    if not batch_size >= 1:
+        raise InputError(
+            "a batch of no windows", code="bad_batch_size", place="batch_size",
+            remedy="Use 1 or more.",
         )  # fmt: skip
     store, directory = SignalStore(root), open_encoder(encoder)
     names: list[str] = store.index[schema.SIGNAL_ID].unique(maintain_order=True).to_list()
     sums = _Sums(directory, len(names), batch_size)
-    summary = EncodingSummary()
+    summary, refused = EncodingSummary(), list[int]()
     rows = store.index.partition_by(schema.SIGNAL_ID, maintain_order=True)
     bar = tqdm(
         rows, desc="encode", unit="record",
@@ -105,14 +140,17 @@ def encode_signals(
     with torch.inference_mode():
         for record, leads in enumerate(bar):
             chosen, reason = _known_leads(leads)
-            n_windows = 0
-            for window in _windows(store, record, chosen, window_s, directory):
+            n_windows, faults = 0, _Faults()
+            for window in _windows(store, record, chosen, window_s, directory, faults):
                 sums.add(tuple(lead_slots(chosen["lead"].to_list()).tolist()), window)
                 n_windows += 1
-            if not n_windows:
-                reason = reason or NOTHING
+            if faults.reason:
+                refused.append(record)
+            if faults.reason or not n_windows:
+                reason = faults.reason or reason or NOTHING
                 summary.left[reason] = summary.left.get(reason, 0) + 1
         sums.flush()
+    sums.weight[refused] = 0
     there = np.flatnonzero(sums.weight > 0)
     summary.encoded = len(there)
     vectors = sums.total[there] / sums.weight[there, None, None]
@@ -176,9 +214,12 @@ def _known_leads(leads: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
 
 def _windows(
     store: SignalStore, record: int, leads: pl.DataFrame, window_s: float,
-    directory: EncoderDirectory,
+    directory: EncoderDirectory, faults: _Faults,
 ) -> Iterator[_Window]:  # fmt: skip
-    """Windows of a record that hold anything, whatever the rates of its leads."""
+    """Windows of a record that hold anything, whatever the rates of its leads.
+
+    They end at the first infinite value; what is wrong with the record is added to `faults`.
+    """
     if not leads.height:
         return
     name, grid_hz = leads[schema.SIGNAL_ID][0], directory.encoder.config.grid_hz
@@ -191,7 +232,13 @@ def _windows(
                 min(round(s * fs_hz), n_samples) for s in (k * window_s, (k + 1) * window_s)
             )
             signal = torch.from_numpy(store.read(name, lead, start, stop)) * mv
+            faults.infinite |= bool(torch.isinf(signal).any())
+            if faults.infinite:
+                return
             if len(signal):
+                wide, measured = count_wide(signal[None], fs_hz)
+                faults.wide += wide
+                faults.measured += measured
                 on_grid = to_grid(level(signal)[None, None], fs_hz=fs_hz, grid_hz=grid_hz)
                 parts.append((on_grid[0][0, 0], on_grid[1][0, 0]))
             else:

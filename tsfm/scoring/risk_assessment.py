@@ -155,8 +155,7 @@ def outcome_text(task: str) -> OutcomeText:
             f"no score is made for task '{task}'",
             code="unknown_task",
             place="--task",
-            remedy=f"Use one of {', '.join(OUTCOME_TEXTS)}; `write_risk_assessments` takes the "
-            "words of others.",
+            remedy=f"Use one of {', '.join(OUTCOME_TEXTS)}.",
         )
     return OUTCOME_TEXTS[task]
 

@@ -8,6 +8,7 @@ folder with a `run.json` is a whole run.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,7 +85,8 @@ def run_scoring(
             "the output folder already holds a run",
             code="output_exists",
             place=str(folder),
-            remedy="Choose another --out, or remove the old one.",
+            remedy="Choose another --out, or remove the old one; where its report alone is missing "
+            f"or old, `tsfm report {shlex.quote(str(folder))}` writes that.",
         )
     started = datetime.now(UTC)
     model = load_model(model_dir)

@@ -88,7 +88,8 @@ class SignalWriter:
                 "the output folder already holds signals",
                 code="output_exists",
                 place=str(self.folder),
-                remedy="Choose another --out, or remove the old signals.",
+                remedy="Choose another --out; or remove signals/ there and ingest all records that "
+                "its events point to.",
             )
         self.shard_bytes = shard_bytes
         Path(root).mkdir(parents=True, exist_ok=True)
@@ -127,12 +128,29 @@ class SignalWriter:
         record: str,
         start_time: datetime | None,
     ) -> None:
-        """Write the leads of one record.
+        """Write the leads of one record; the index has all of them or, after a refusal, none.
+
+        Args:
+            leads: Taken one at a time.
+            signal_id: Key of the record.
+            subject_id: Whose it is.
+            record: Its name in the source.
+            start_time: Naive, on the data set's clock; None where it is not known.
 
         Raises:
-            InputError: A lead's name comes twice, its samples have another type, or its rate or
-                gain is not a number that can be used.
+            InputError: A lead's name comes twice, its samples have another type, its rate or gain
+                is not a number that can be used, its gaps are no stretches of it (`bad_gaps`), or
+                the start has a time zone (`bad_time`).
         """
+        if start_time is not None and start_time.tzinfo is not None:
+            raise InputError(
+                "a start with a time zone",
+                code="bad_time",
+                place=f"record {record}",
+                remedy="Bring it to the data set's clock and drop the zone.",
+            )
+        rows: list[dict[str, Any]] = []
+        keys: set[tuple[str, str]] = set()
         for lead in leads:
             place = f"lead {lead.name} of {record}"
             dtype = lead.samples.dtype.newbyteorder("<")
@@ -147,12 +165,13 @@ class SignalWriter:
                 raise InputError("no sampling rate", code="bad_sampling_rate", place=place)
             if lead.gain is not None and (not math.isfinite(lead.gain) or lead.gain == 0):
                 raise InputError("not a gain", code="bad_gain", place=place)
-            if (signal_id, lead.name) in self._keys:
+            key = (signal_id, lead.name)
+            if key in self._keys or key in keys:
                 raise InputError("a lead comes twice", code="duplicate_lead", place=place)
-            self._keys.add((signal_id, lead.name))
+            keys.add(key)
             gap_starts, gap_lengths = _gaps(lead)
             shard, offset = self._append(lead.samples.astype(dtype, copy=False))
-            self._rows.append(
+            rows.append(
                 {
                     schema.SIGNAL_ID: signal_id,
                     schema.SUBJECT_ID: subject_id,
@@ -172,6 +191,8 @@ class SignalWriter:
                     "checksum_ok": lead.checksum_ok,
                 }
             )
+        self._rows += rows
+        self._keys |= keys
 
     def _append(self, samples: Samples) -> tuple[str, int]:
         suffix = _SUFFIXES[samples.dtype]
@@ -242,10 +263,18 @@ class _Shard:
 
 
 def _gaps(lead: Lead) -> tuple[list[int], list[int]]:
-    if len(lead.gap_starts) != len(lead.gap_lengths):
-        raise InputError("gaps without a length", code="bad_gaps", place=f"lead {lead.name}")
-    mask = np.zeros(len(lead.samples), dtype=np.bool_)
-    for start, length in zip(lead.gap_starts, lead.gap_lengths, strict=True):
+    n_samples, n_gaps = len(lead.samples), len(lead.gap_starts)
+    gaps = list(zip(lead.gap_starts, lead.gap_lengths, strict=False))
+    inside = all(start >= 0 < length <= n_samples - start for start, length in gaps)
+    if n_gaps != len(lead.gap_lengths) or not inside:
+        raise InputError(
+            "gaps that are no stretches of the lead",
+            code="bad_gaps",
+            place=f"lead {lead.name}",
+            remedy="Give each a first sample from 0 and a length of 1 or more, up to its end.",
+        )
+    mask = np.zeros(n_samples, dtype=np.bool_)
+    for start, length in gaps:
         mask[start : start + length] = True
     if lead.samples.dtype.kind == "f":
         mask |= ~np.isfinite(lead.samples)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,6 +47,7 @@ STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4",
 """The twelve leads of the standard electrocardiogram, in its order and spelling."""
 
 _STANDARD = {name.casefold(): name for name in STANDARD_LEADS}
+_PREFIX = re.compile(r"\A(?:(?:ecg|ekg|lead)[\s_-]*)+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +79,15 @@ class SignalRecord:
 
 
 def canonical_lead(name: str) -> str:
-    """The usual spelling of a standard lead; another name is returned without outer blanks.
+    """The usual spelling of a standard lead, which may be called `lead II` or `ECG II` as well.
 
-    >>> canonical_lead("AVR"), canonical_lead("v6"), canonical_lead("MLII")
-    ('aVR', 'V6', 'MLII')
+    Another name is returned without outer blanks.
+
+    >>> canonical_lead("AVR"), canonical_lead("lead II"), canonical_lead("MLII")
+    ('aVR', 'II', 'MLII')
     """
     name = name.strip()
-    return _STANDARD.get(name.casefold(), name)
+    return _STANDARD.get(_PREFIX.sub("", name, count=1).casefold(), name)
 
 
 class SignalStore:
@@ -135,7 +139,7 @@ class SignalStore:
 
         Args:
             signal_id: Key of the record.
-            lead: Name, in any case.
+            lead: Name, in any case; see also `canonical_lead`.
             start: First sample, from 0.
             stop: Sample after the last; the end by default.
 
@@ -145,7 +149,8 @@ class SignalStore:
 
         Raises:
             InputError: No such record, lead or stretch.
-            IntegrityError: The shard is shorter than it was written.
+            IntegrityError: The shard has another size than it was written with, or the index
+                points beyond it.
         """
         row = self._row(self._find(signal_id, lead))
         start, stop = _stretch(row, start, stop)
@@ -292,8 +297,15 @@ class SignalStore:
         return self.index.row(number, named=True)
 
     def _samples(self, row: dict[str, Any], start: int, stop: int) -> npt.NDArray[Any]:
-        offset = row["offset"]
-        return self._map(row["shard"])[offset + start : offset + stop]
+        offset, shard = row["offset"], self._map(row["shard"])
+        if not 0 <= offset <= len(shard) - row["n_samples"]:
+            raise IntegrityError(
+                "the index of the signal store points beyond a shard",
+                code="bad_offset",
+                place=row["shard"],
+                remedy="Restore signals/ from a copy, or ingest the records again.",
+            )
+        return shard[offset + start : offset + stop]
 
     def _map(self, name: str) -> npt.NDArray[Any]:
         if name not in self._maps:
@@ -314,7 +326,11 @@ def _find_lead(leads: dict[str, int], name: str) -> int | None:
     if name in leads:
         return leads[name]
     folded = name.strip().casefold()
-    return next((row for lead, row in leads.items() if lead.strip().casefold() == folded), None)
+    for lead, row in leads.items():
+        if lead.strip().casefold() == folded:
+            return row
+    usual = canonical_lead(name)
+    return next((row for lead, row in leads.items() if canonical_lead(lead) == usual), None)
 
 
 def _stretch(row: dict[str, Any], start: int, stop: int | None) -> tuple[int, int]:

@@ -52,7 +52,7 @@ class EcgFindings:
 
     Attributes:
         rhythm: What drives the ventricles.
-        heart_rate_bpm: Mean ventricular rate, 30 to 200.
+        heart_rate_bpm: Ventricular rate of the underlying rhythm, 30 to 200; see `draw_beats`.
         atrial_ectopy: Share of beats that come early from an atrium, 0 to 0.4.
         ventricular_ectopy: Share of beats that come early from a ventricle, 0 to 0.4.
         pr_ms: Onset of P to onset of QRS, 90 to 400; without meaning where no P wave is.

@@ -69,6 +69,8 @@ class SimulatedEcg:
         qrs_end_s: (beat,) where it ends.
         p_onset_s: (beat,) where the P wave begins; NaN where the beat has none.
         targets: (target,) values of `TARGETS`, of a usual beat without noise; NaN where absent.
+            `heart_rate_bpm` is that of the underlying rhythm: early beats that are not paid back
+            make the signal's faster (`ecg_rhythm.draw_beats`).
     """
 
     signal_mv: npt.NDArray[np.float32]

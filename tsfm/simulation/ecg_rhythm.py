@@ -51,7 +51,11 @@ class BeatTrain:
 
 
 def draw_beats(rng: np.random.Generator, findings: EcgFindings, *, duration_s: float) -> BeatTrain:
-    """Draw the beats of one record; their mean interval is that of the asked rate.
+    """Draw the beats of one record.
+
+    The mean interval of the underlying rhythm is that of `heart_rate_bpm`, before early beats come.
+    They raise the rate: a ventricular beat in a regular rhythm is paid back by its pause, an atrial
+    one, or any in fibrillation or flutter, is not.
 
     Args:
         rng: Source of chance.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -134,7 +134,7 @@ def simulate_hospital(
     hundred of a hundred.
 
     Args:
-        out: Folder to write to; must not hold a simulated hospital already.
+        out: Folder to write to; must hold no part of a simulated hospital.
         n_patients: Patients to simulate.
         seed: Of the random generators.
         waveform_fraction: Share of stays with a WFDB record of 30 s.
@@ -153,11 +153,13 @@ def simulate_hospital(
         )
     root = Path(out)
     fhir_dir = root / "fhir"
-    if fhir_dir.exists() and any(fhir_dir.iterdir()):
+    parts = [fhir_dir, root / "wfdb", *sorted(root.glob("truth*.parquet"))]
+    old = [p for p in parts if p.is_file() or (p.is_dir() and any(p.iterdir()))]
+    if old:
         raise InputError(
-            "the output folder already holds an export",
+            "the output folder already holds a simulated hospital, or a part of one",
             code="output_exists",
-            place=str(fhir_dir),
+            place=str(old[0]),
             remedy="Choose another folder, or remove the old one.",
         )
     start, export = int(WINDOW_START.timestamp()), int(EXPORT_TIME.timestamp())
@@ -237,7 +239,8 @@ def _write_records(
             {
                 "record": record,
                 "subject": chart.patient,
-                "start_time": datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                # Local with its offset, as the export has it: right on either clock.
+                "start_time": datetime.fromtimestamp(time, ZONE).isoformat(),
                 "encounter": chart.encounter_id(stay.number),
             }
         )
@@ -247,7 +250,8 @@ def _write_records(
 def _write_record(
     folder: Path, record: str, rng: np.random.Generator, chart: Chart, number: int, time: int
 ) -> None:
-    from tsfm.simulation.waveforms import simulate_beats, simulate_ecg, simulate_ppg, write_record
+    from tsfm.simulation.record_writer import write_record
+    from tsfm.simulation.waveforms import simulate_beats, simulate_ecg, simulate_ppg
 
     # Readings to come would tell that the stay goes on.
     charted = [

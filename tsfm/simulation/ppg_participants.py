@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsfm.errors import InputError
+from tsfm.simulation.waveforms import LONGEST_S, MAX_FS_HZ
 
 Signal = npt.NDArray[np.float64]
 
@@ -88,13 +89,12 @@ def simulate_participant(
         rng: Source of chance.
         participant: Whose segment it is.
         fs_hz: Sampling rate.
-        duration_s: Length.
+        duration_s: Length, a week at most.
+
+    Raises:
+        InputError: `bad_segment`.
     """
-    if not (fs_hz > 0 and duration_s > 0):
-        raise InputError(
-            "no such segment", code="bad_segment", place="simulate_participant",
-            remedy="Give a positive rate and a positive length.",
-        )  # fmt: skip
+    _require(fs_hz, duration_s, "simulate_participant")
     # A moment of the day: rate and breath differ between segments of one participant.
     mean_s = 60.0 / float(np.clip(rng.normal(participant.heart_rate_bpm, 5.0), 40, 150))
     breaths_hz = participant.breaths_hz * float(np.clip(rng.normal(1.0, 0.08), 0.7, 1.3))
@@ -127,7 +127,16 @@ def simulate_cohort(
 
     Returns:
         (n_participants * n_segments, 1, n_samples) segments, and the participant of each from 0.
+
+    Raises:
+        InputError: `bad_segment`.
     """
+    _require(fs_hz, duration_s, "simulate_cohort")
+    if n_participants < 0 or n_segments < 0:
+        raise InputError(
+            "no such cohort", code="bad_segment", place="simulate_cohort",
+            remedy="Give 0 or more participants and segments.",
+        )  # fmt: skip
     segments = [
         simulate_participant(rng, participant, fs_hz=fs_hz, duration_s=duration_s)
         for participant in [draw_participant(rng) for _ in range(n_participants)]
@@ -136,6 +145,14 @@ def simulate_cohort(
     owners = np.repeat(np.arange(n_participants, dtype=np.int64), n_segments)
     n_samples = round(duration_s * fs_hz)
     return np.array(segments, np.float32).reshape(len(owners), 1, n_samples), owners
+
+
+def _require(fs_hz: float, duration_s: float, place: str) -> None:
+    if not (0 < fs_hz <= MAX_FS_HZ and 0 < duration_s <= LONGEST_S):
+        raise InputError(
+            "no such segment", code="bad_segment", place=place,
+            remedy=f"Give a rate of up to {MAX_FS_HZ:g} Hz and up to {LONGEST_S:g} seconds.",
+        )  # fmt: skip
 
 
 def _beats(

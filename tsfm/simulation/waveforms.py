@@ -1,4 +1,4 @@
-"""Simulated electrocardiograms and photoplethysmograms, written as WFDB records.
+"""Simulated electrocardiograms and photoplethysmograms of a few leads.
 
 A record starts from its beats: intervals around a mean that breathe (respiratory sinus arrhythmia),
 wander, come early (ventricular ectopic beats with a compensatory pause), or are irregular without
@@ -9,18 +9,16 @@ the twelve leads contradict each other nowhere. A PPG pulse is two Gaussians, sy
 dicrotic, that arrive after the beat by the pulse transit time.
 
 The amplitudes are plausible round numbers of our own. This is test material whose truth is known;
-it is no model of a heart, and nothing about real recordings may be concluded from it.
+it is no model of a heart, and nothing about real recordings may be concluded from it. Records are
+written by `tsfm.simulation.record_writer`.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from fractions import Fraction
-from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +48,7 @@ _BREATHS_HZ = 0.25
 _TRANSIT_S = 0.20  # from the R wave to the foot of the pulse
 _SYSTOLE_S, _SYSTOLE_WIDTH_S = 0.12, 0.060  # from the foot to the systolic peak
 _DICROTIC_S, _DICROTIC_WIDTH_S, _DICROTIC = 0.34, 0.080, 0.35
-_MAX_ADC, _MAX_GAIN = 32_000, 10_000
+LONGEST_S, MAX_FS_HZ = 7 * 86_400.0, 100_000.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,25 +80,28 @@ def simulate_beats(
 
     Args:
         rng: Source of chance.
-        duration_s: Length of the record.
+        duration_s: Length of the record, a week at most.
         heart_rate_bpm: Mean rate, 20 to 200 a minute.
-        ectopic_fraction: Share of ventricular ectopic beats, 0 to 0.5; never two in a row.
+        ectopic_fraction: Chance f, 0 to 0.5, that a beat behind one that is conducted is a
+            ventricular ectopic one. Never two come in a row, so that their share of the beats is
+            f / (1 + f).
         atrial_fibrillation: Whether the intervals are irregular and the P waves absent.
 
     Raises:
         InputError: An argument out of its range.
     """
-    if not (20 <= heart_rate_bpm <= 200 and 0 <= ectopic_fraction <= 0.5 and duration_s > 0):
+    if not (20 <= heart_rate_bpm <= 200 and 0 <= ectopic_fraction <= 0.5):
         raise InputError(
             "no such heart",
             code="bad_rhythm",
             place="simulate_beats",
-            remedy="Use 20 to 200 beats a minute, at most half of them ectopic, some seconds long.",
+            remedy="Use 20 to 200 beats a minute and a fraction of at most a half.",
         )
+    require_length(duration_s, place="simulate_beats")
     mean_s = 60.0 / heart_rate_bpm
     n_beats = math.ceil(duration_s / mean_s) + 4
+    floor = min(_REFRACTORY_S, 0.7 * mean_s)
     if atrial_fibrillation:
-        floor = min(_REFRACTORY_S, 0.7 * mean_s)
         spread = rng.gamma(4.0, 1.0, n_beats)
         relative = floor / mean_s + (1 - floor / mean_s) * spread / spread.mean()
     else:
@@ -118,7 +119,15 @@ def simulate_beats(
         intervals[i] -= early
         intervals[i + 1] += early  # the pause compensates: the rhythm behind goes on undisturbed
     start = -rng.random() * intervals[0] - intervals[0]
-    return Beats(start + np.cumsum(intervals), intervals, ectopic, atrial_fibrillation)
+    times = start + np.cumsum(intervals)
+    # A fibrillating heart may begin with an interval longer than all that was drawn to spare. What
+    # is missing is drawn last, so that a train that is long enough depends on nothing of this.
+    while times[-1] < duration_s:
+        spread = rng.gamma(4.0, 1.0) / 4.0
+        more = floor + (mean_s - floor) * spread if atrial_fibrillation else mean_s
+        intervals, times = np.append(intervals, more), np.append(times, times[-1] + more)
+        ectopic = np.append(ectopic, False)
+    return Beats(times, intervals, ectopic, atrial_fibrillation)
 
 
 def simulate_ecg(
@@ -129,7 +138,7 @@ def simulate_ecg(
     heart_rate_bpm: float | None = None,
     ectopic_fraction: float = 0.0,
     atrial_fibrillation: bool = False,
-    leads: Sequence[str] = ("II", "V5"),
+    leads: Sequence[str] | str = ("II", "V5"),
     beats: Beats | None = None,
     noise_mv: float = 0.01,
 ) -> dict[str, Signal]:
@@ -138,11 +147,11 @@ def simulate_ecg(
     Args:
         rng: Source of chance.
         fs_hz: Sampling rate.
-        duration_s: Length of the record.
-        heart_rate_bpm: Mean rate; needed unless `beats` are given.
+        duration_s: Length of the record, a week at most.
+        heart_rate_bpm: Mean rate; needed unless `beats` are given, which have their own rhythm.
         ectopic_fraction: See `simulate_beats`.
         atrial_fibrillation: See `simulate_beats`.
-        leads: Some of the twelve standard leads, in any case.
+        leads: Some of the twelve standard leads, or a single one, in any case.
         beats: Beats to draw, so that other signals can follow the same ones.
         noise_mv: Standard deviation of the noise; the baseline wanders by three times as much.
 
@@ -150,9 +159,11 @@ def simulate_ecg(
         Lead in its standard spelling to (n_samples,) mV.
 
     Raises:
-        InputError: An unknown lead, or neither a rate nor beats.
+        InputError: An unknown lead, neither or both of a rhythm and beats, or a rate or length that
+            can't be.
     """
-    names = [canonical_lead(name) for name in leads]
+    require_length(duration_s, fs_hz, place="simulate_ecg")
+    names = [canonical_lead(name) for name in ((leads,) if isinstance(leads, str) else leads)]
     unknown = sorted(set(names) - set(STANDARD_LEADS))
     if unknown:
         raise InputError(
@@ -161,6 +172,10 @@ def simulate_ecg(
             place="simulate_ecg",
             remedy=f"Use some of {', '.join(STANDARD_LEADS)}.",
         )
+    if beats is not None and (
+        heart_rate_bpm is not None or ectopic_fraction or atrial_fibrillation
+    ):
+        _refuse_both("simulate_ecg")
     if beats is None:
         beats = simulate_beats(
             rng,
@@ -213,7 +228,7 @@ def simulate_ppg(
     Args:
         rng: Source of chance.
         fs_hz: Sampling rate.
-        duration_s: Length of the record.
+        duration_s: Length of the record, a week at most.
         beat_times_s: Moments of the R waves, such as `Beats.times_s`; each pulse follows its beat.
         heart_rate_bpm: Mean rate of sinus rhythm; needed unless `beat_times_s` is given.
         noise: Standard deviation of the noise.
@@ -222,8 +237,11 @@ def simulate_ppg(
         (n_samples,) values.
 
     Raises:
-        InputError: Neither beats nor a rate.
+        InputError: Neither or both of beats and a rate, or a sampling rate or length that can't be.
     """
+    require_length(duration_s, fs_hz, place="simulate_ppg")
+    if beat_times_s is not None and heart_rate_bpm is not None:
+        _refuse_both("simulate_ppg")
     if beat_times_s is None:
         rate = _require_rate(heart_rate_bpm, "simulate_ppg")
         beat_times_s = simulate_beats(rng, duration_s=duration_s, heart_rate_bpm=rate).times_s
@@ -249,77 +267,28 @@ def simulate_ppg(
     return values + _noise(rng, time, 1)[0] * noise
 
 
-def write_record(
-    folder: str | Path,
-    name: str,
-    signals: Mapping[str, Signal],
-    *,
-    fs_hz: float | Mapping[str, float],
-    start_time: datetime | None,
-    units: Mapping[str, str] | None = None,
-) -> Path:
-    """Write one WFDB record (format 16), each signal at its own rate.
-
-    Args:
-        folder: Where `name.hea` and `name.dat` go; made if absent.
-        name: Record name: letters, digits, `-` and `_`.
-        signals: Name to values; a NaN is written as "no measurement".
-        fs_hz: Sampling rate, of each signal or of all.
-        start_time: Naive start on the wall clock; None where the record shall not say it.
-        units: Unit of each signal; by default NU for a PPG and mV for all others.
-
-    Returns:
-        Path of the header.
+def require_length(duration_s: float, fs_hz: float = 1.0, *, place: str) -> None:
+    """Refuse a length or a sampling rate that no recording has.
 
     Raises:
-        InputError: A name that WFDB does not allow, or signals that last unequally long.
+        InputError: `bad_recording`.
     """
-    import wfdb
+    if not (0 < duration_s <= LONGEST_S and 0 < fs_hz <= MAX_FS_HZ):
+        raise InputError(
+            "no such recording",
+            code="bad_recording",
+            place=place,
+            remedy=f"Give a length of up to {LONGEST_S:g} s and a rate of up to {MAX_FS_HZ:g} Hz.",
+        )
 
-    rates = {
-        lead: Fraction(fs_hz[lead] if isinstance(fs_hz, Mapping) else fs_hz).limit_denominator(1000)
-        for lead in signals
-    }
-    if not rates or re.fullmatch(r"[-\w]+", name, re.ASCII) is None or min(rates.values()) <= 0:
-        raise InputError(
-            "no such record can be written",
-            code="bad_record",
-            place=name,
-            remedy="Give signals with a rate, and a name of letters, digits, - and _.",
-        )
-    denominator = math.lcm(*(rate.denominator for rate in rates.values()))
-    numerators = [int(rate * denominator) for rate in rates.values()]
-    frames_hz = Fraction(math.gcd(*numerators), denominator)
-    per_frame = [int(rate / frames_hz) for rate in rates.values()]
-    if (
-        len({Fraction(len(signals[lead])) / n for lead, n in zip(rates, per_frame, strict=True)})
-        > 1
-    ):
-        raise InputError(
-            "the signals last unequally long",
-            code="unequal_durations",
-            place=name,
-            remedy="Give each signal its rate times the same number of seconds.",
-        )
-    digital, gains = zip(*(_digitise(values) for values in signals.values()), strict=True)
-    default = {
-        lead: "NU" if re.search("ppg|pleth", lead, re.IGNORECASE) else "mV" for lead in rates
-    }
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    wfdb.wrsamp(
-        name,
-        fs=float(frames_hz),
-        units=[{**default, **(units or {})}[lead] for lead in signals],
-        sig_name=list(signals),
-        e_d_signal=list(digital),
-        samps_per_frame=per_frame,
-        fmt=["16"] * len(signals),
-        adc_gain=list(gains),
-        baseline=[0] * len(signals),
-        base_datetime=start_time,
-        write_dir=str(folder),
+
+def _refuse_both(place: str) -> NoReturn:
+    raise InputError(
+        "a rhythm beside beats, which have their own",
+        code="rhythm_and_beats",
+        place=place,
+        remedy="Give one of them.",
     )
-    return Path(folder) / f"{name}.hea"
 
 
 def _require_rate(heart_rate_bpm: float | None, place: str) -> float:
@@ -370,11 +339,3 @@ def _first_order(rng: np.random.Generator, n: int, *, memory: float) -> Signal:
         last = memory * last + shocks[i]
         series[i] = last
     return series
-
-
-def _digitise(values: Signal) -> tuple[npt.NDArray[np.int64], float]:
-    """ADC values and a round gain that uses the 16 bits; NaN becomes "no measurement"."""
-    largest = float(np.nanmax(np.abs(values), initial=0.0))
-    gain = min(10.0 ** math.floor(math.log10(_MAX_ADC / largest)), _MAX_GAIN) if largest else 1.0
-    digital = np.where(np.isnan(values), -(2.0**15), np.rint(np.nan_to_num(values) * gain))
-    return digital.astype(np.int64), gain

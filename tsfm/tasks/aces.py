@@ -137,14 +137,20 @@ def find_aces(events: pl.DataFrame, task: AcesTask) -> pl.DataFrame:
     """Every trigger whose windows all exist and hold what the task asks of them.
 
     Args:
-        events: Whole records, columns of `schema.EVENTS`.
+        events: Whole records, columns of `schema.EVENTS`; times in milliseconds or nanoseconds are
+            read as what they are.
         task: From `read_aces`.
+
+    Raises:
+        InputError: `bad_time_type`: times have a zone.
 
     Returns:
         subject_id, trigger, prediction_time (if the task has an index), label (int64: how often it
         holds, if the task has one) and the time of every bound, `<window>.start` and
         `<window>.end`; in order of subject and trigger.
     """
+    event_table.check_no_zone(events[schema.TIME], place="find_aces")
+    events = events.with_columns(pl.col(schema.TIME).cast(pl.Datetime("us")))
     counts = count_predicates(events, task.predicates, task.facts)
     rows = place_windows(counts, task.trigger, task.windows, place=task.place)
     bounds = [c for c in rows.columns if c.endswith((".start", ".end"))]

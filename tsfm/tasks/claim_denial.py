@@ -5,7 +5,9 @@ final answer as `end_time`, and the stay that it bills as `encounter_id`. The ev
 the final answer; payment, in whole or in part, competes. A claim may be answered several times
 (denied, then paid after an appeal; paid, then taken back), so the answer that counts is the last
 one with a decision by the end of follow-up, at most `HORIZON_DAYS` after the submission. Answers
-that say `PENDING` or nothing that can be read (`UNK`) decide nothing.
+that say `PENDING` or nothing that can be read (`UNK`) decide nothing. Of decisions of one moment,
+such as answers with a bare date, a payment in part counts before a denial and one in whole before
+both, whatever their order in the source: an appeal follows a denial.
 
 No answer is not a yes: a claim without a decision is `censored` while its answer may still come,
 and after that it is no index claim, with the reason. So an export without answers gives no labels,
@@ -30,6 +32,10 @@ CLAIM, RESPONSE = "CLAIM", "CLAIM_RESPONSE"
 DENIED, APPROVED, PARTIAL = "DENIED", "APPROVED", "PARTIAL"
 HORIZON_DAYS = 180.0
 """Days after the submission, inclusive, within which an answer counts."""
+
+_WEIGHT = pl.col("_decision").replace_strict(
+    {DENIED: 0, PARTIAL: 1, APPROVED: 2}, default=-1, return_dtype=pl.Int8
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def find_claim_cohort(
     given = (
         claims.join(answers, on=[subject, schema.TEXT_VALUE], maintain_order="left_right")
         .filter((pl.col("_at") >= pl.col("start_time")) & (pl.col("_at") <= ends))
-        .sort("_claim", "_at", maintain_order=True)
+        .sort("_claim", "_at", _WEIGHT, maintain_order=True)
     )
     found = claims.join(_decide(given, rules), on="_claim", how="left", maintain_order="left")
     open_days = pl.lit(None, dtype=pl.Float64)
@@ -87,7 +93,7 @@ def find_claim_cohort(
         open_days = days_between(pl.col("start_time"), until)
         waits = open_days < HORIZON_DAYS
     undecided = pl.col("_denied").is_null()
-    again = pl.int_range(pl.len()).over(subject, "start_time") > 0
+    again = pl.col(schema.TEXT_VALUE).is_not_null().cum_sum().over(subject, "start_time") > 1
     reasons = [
         (pl.col(schema.TEXT_VALUE).is_null(), "claim_without_key"),
         (again, "submitted_with_another_claim"),
@@ -116,7 +122,7 @@ def _decide(given: pl.DataFrame, rules: ClaimRules) -> pl.DataFrame:
     """What came of each claim that was answered: decided when, denied or not.
 
     Args:
-        given: Answers in order of claim and time.
+        given: Answers in order of claim, time and weight.
         rules: What counts as a denial.
 
     Returns:

@@ -27,6 +27,7 @@ __all__ = [
     "AdmissionRules",
     "Followup",
     "Task",
+    "check_asked_after_a_day",
     "conclude",
     "find_at_hour",
     "first_reason",
@@ -185,7 +186,8 @@ class AdmissionRules:
     """Which stays are asked about a fixed time after admission.
 
     Attributes:
-        hours: From the admission to the prediction time.
+        hours: From the admission to the prediction time; a task that counts its horizon from the
+            admission refuses others than 24.
         min_age: Years at admission, inclusive.
         merge_same_day: Count a stay that begins on the day the last one ended as its continuation.
     """
@@ -195,10 +197,30 @@ class AdmissionRules:
     merge_same_day: bool = True
 
 
+def check_asked_after_a_day(rules: AdmissionRules, task: str) -> None:
+    """Check that a task whose horizon is counted from the admission is asked when it assumes.
+
+    Raises:
+        InputError: `bad_hours`.
+    """
+    if rules.hours != AdmissionRules().hours:
+        raise InputError(
+            f"{task} is asked {AdmissionRules().hours:g} hours after admission: its horizon lies a "
+            "fixed time after the admission, and is told from the question",
+            code="bad_hours",
+            place="AdmissionRules",
+            remedy="Leave the hours, or ask mortality_in_hospital or length_of_stay_bins.",
+        )
+
+
 def find_at_hour(
     events: pl.DataFrame, followup: Followup, rules: AdmissionRules, *, event: str
 ) -> pl.DataFrame:
     """Cohort of stays still in progress some hours after admission, and how they ended.
+
+    An end of a stay that is recorded counts, also after the end of follow-up: sources that watch
+    each stay to its discharge and nobody after it (eICU, PhysioNet 2012) put that end before the
+    discharges, so that what comes behind them is unknown.
 
     Args:
         events: Whole records, columns of `schema.EVENTS`.

@@ -19,7 +19,13 @@ import polars as pl
 
 from tsfm import clock, schema
 from tsfm.tasks.class_tasks import CENSORED, ClassTask, class_of
-from tsfm.tasks.cohorts import AdmissionRules, Followup, Task, find_at_hour
+from tsfm.tasks.cohorts import (
+    AdmissionRules,
+    Followup,
+    Task,
+    check_asked_after_a_day,
+    find_at_hour,
+)
 
 BIN_DAYS = (3.0, 4.0, 6.0)
 """Days from admission at which the second, third and fourth class begin."""
@@ -30,18 +36,24 @@ BINS = ("0-2 days", "3 days", "4-5 days", "more than 5 days")
 def find_length_of_stay_cohort(
     events: pl.DataFrame, followup: Followup, rules: AdmissionRules | None = None
 ) -> pl.DataFrame:
-    """One row of `schema.COHORT` for every recorded stay; see `find_at_hour`."""
-    return find_at_hour(events, followup, rules or AdmissionRules(), event="discharge")
+    """One row of `schema.COHORT` for every recorded stay; see `find_at_hour`.
+
+    Raises:
+        InputError: `bad_hours`: not asked after 24 hours.
+    """
+    rules = rules or AdmissionRules()
+    check_asked_after_a_day(rules, LENGTH_OF_STAY_7D.name)
+    return find_at_hour(events, followup, rules, event="discharge")
 
 
 def find_length_bin_cohort(
     events: pl.DataFrame, followup: Followup, rules: AdmissionRules | None = None
 ) -> pl.DataFrame:
-    """The rows of `find_length_of_stay_cohort` with the length's class as outcome.
+    """One row of `schema.COHORT` for every recorded stay, its length's class as outcome.
 
     A stay that is still watched has a class once it has come into the last one, else none yet.
     """
-    cohort = find_length_of_stay_cohort(events, followup, rules)
+    cohort = find_at_hour(events, followup, rules or AdmissionRules(), event="discharge")
     # Added as whole microseconds, so that 72 hours are 3 days whatever the hour of the question.
     asked_after = (pl.col(schema.PREDICTION_TIME) - pl.col("start_time")).dt.total_microseconds()
     length = (asked_after + (pl.col("outcome_days") * clock.DAY_US).round()) / clock.DAY_US

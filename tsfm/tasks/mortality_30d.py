@@ -23,6 +23,7 @@ from tsfm.tasks.cohorts import (
     AdmissionRules,
     Followup,
     Task,
+    check_asked_after_a_day,
     days_between,
     find_at_hour,
 )
@@ -38,8 +39,12 @@ def find_mortality_30d_cohort(
     """One row of `schema.COHORT` for every recorded stay.
 
     Index stays are those of `find_at_hour`: adult, in progress at the prediction time.
+
+    Raises:
+        InputError: `bad_hours`: not asked after 24 hours.
     """
     rules = rules or AdmissionRules()
+    check_asked_after_a_day(rules, MORTALITY_30D.name)
     cohort = find_at_hour(events, followup, rules, event="death")
     deaths = hospital_stays(events).group_by(schema.SUBJECT_ID).agg(pl.col("death_time").min())
     at, died_at = pl.col(schema.PREDICTION_TIME), pl.col("death_time")

@@ -98,12 +98,18 @@ def draw_pairs(
         generator: Source of chance, on the tokens' device.
 
     Raises:
-        InputError: `no_cpc_pairs`: no sequence is long enough.
+        InputError: `no_cpc_pairs`: no sequence is long enough; `bad_token_shape`: the mask is of
+            other tokens.
     """
     device = cu_seqlens.device
     borders = cu_seqlens.long()
     n_tokens = int(borders[-1])
     good = torch.ones(n_tokens, dtype=torch.bool, device=device) if mask is None else mask
+    if good.shape != (n_tokens,):
+        raise InputError(
+            f"a mask of shape {tuple(good.shape)} for {n_tokens} tokens", code="bad_token_shape",
+            place="mask", remedy="Give one value a token.",
+        )  # fmt: skip
     sequence = torch.repeat_interleave(
         torch.arange(len(borders) - 1, device=device), borders.diff(), output_size=n_tokens
     )
@@ -150,19 +156,31 @@ def cpc_loss(
         latents: What is guessed.
         pairs: What is compared with what.
         temperature: Divides the scores.
+
+    Returns:
+        Scalars in float32, or in float64 for guesses in float64. Half precision is left before the
+        scores are made, also under autocast: a product of wide tokens does not fit in float16, and
+        a count of many anchors fits in neither half type.
     """
-    total, right, start = guesses.new_zeros(()), guesses.new_zeros(()), 0
+    single = torch.float64 if guesses.dtype == torch.float64 else torch.float32
+    with torch.autocast(guesses.device.type, enabled=False):
+        return _cpc_loss(guesses.to(single), latents.to(single), pairs, temperature)
+
+
+def _cpc_loss(guesses: Tensor, latents: Tensor, pairs: CpcPairs, temperature: float) -> CpcLoss:
+    total, start = guesses.new_zeros(()), 0
+    right = torch.zeros((), dtype=torch.int64, device=guesses.device)
     for i, n in enumerate(pairs.n_anchors):
         first, end = pairs.borders[i], pairs.borders[i + 1]
         for rows in torch.arange(start, start + n).split(_ROWS_AT_ONCE) if n else ():
             own = slice(int(rows[0]), int(rows[-1]) + 1)
             scores = guesses[pairs.anchor[own]] @ latents[first:end].T
             asked = torch.cat([pairs.positive[own].unsqueeze(-1), pairs.negative[own]], -1) - first
-            logits = scores.gather(-1, asked).float() / temperature
+            logits = scores.gather(-1, asked) / temperature
             total = total + (logits.logsumexp(-1) - logits[:, 0]).sum()
             right = right + (logits[:, 0] > logits[:, 1:].amax(-1)).sum()
         start += n
-    return CpcLoss(total / start, right.detach() / start)
+    return CpcLoss(total / start, (right / start).to(total.dtype))
 
 
 class CpcObjective(nn.Module):

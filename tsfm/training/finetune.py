@@ -77,8 +77,8 @@ def finetune(
 
     Raises:
         ModelMismatch: The store's vocabulary, or the encoder of its waveforms, is not the model's.
-        InputError: No eligible stay with a known outcome in training or tuning, an outcome that is
-            none, or the output folder is not empty.
+        InputError: No eligible stay with a known outcome in training or tuning, none of a subject
+            of the token store, an outcome that is none, or the output folder is not empty.
         FormatError: The cohort lacks a column, or its times are not naive; see `read_asked`.
     """
     config = config or FinetuneConfig()
@@ -93,6 +93,13 @@ def finetune(
     owners = set(known[schema.SUBJECT_ID].to_list())
     training = TokenDataset(store, schema.TRAIN, subjects=owners)
     tuning = TokenDataset(store, schema.TUNING, subjects=owners)
+    if owners and owners.isdisjoint(store.subjects[schema.SUBJECT_ID].to_list()):
+        raise InputError(
+            "no subject of the labels is in the token store",
+            code="empty_cohort",
+            place=str(tokens),
+            remedy="Use labels and tokens that were made from the same event table.",
+        )
     if len(training) == 0 or len(tuning) == 0:
         raise InputError(
             "no eligible stay with a known outcome in training or tuning",

@@ -54,6 +54,8 @@ def rotate_lead_one(
     turned = torch.rand(n, generator=draws) < chance
     share = torch.where(turned.unsqueeze(-1), share, share.new_tensor([1.0, 0.0])).to(lead_one)
     mixed = share[:, :1] * lead_one + share[:, 1:] * lead_two
+    # Nought times a gap is a gap, and lead II alone takes nothing from lead I.
+    mixed = torch.where(share[:, :1] == 0, share[:, 1:] * lead_two, mixed)
     # Where lead I stays, a gap of lead II is no gap of it.
     return torch.where(turned.unsqueeze(-1).to(lead_one.device), mixed, lead_one)
 

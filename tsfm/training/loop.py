@@ -66,13 +66,24 @@ class TrainConfig:
         """Refuse a training that would train nothing.
 
         Raises:
-            InputError: `bad_epochs`: there is no epoch.
+            InputError: `bad_epochs`: there is no epoch. `bad_training`: batches have no room for a
+                token, the learning rate is no number above 0, or the seed no whole one from 0.
         """
         if self.epochs < 1:
             raise InputError(
                 "fewer than one epoch", code="bad_epochs", place="TrainConfig.epochs",
                 remedy="Train for one pass or more.",
             )  # fmt: skip
+        for name, fits, remedy in (
+            ("max_tokens", self.max_tokens >= 1, "Use 1 or more, such as 2048."),
+            ("lr", 0 < self.lr < math.inf, "Use a number above 0, such as 0.003."),
+            ("seed", 0 <= self.seed < 2**63, "Use a whole number from 0 to 2^63 - 1."),
+        ):
+            if not fits:
+                raise InputError(
+                    f"{name} is out of its range", code="bad_training",
+                    place=f"TrainConfig.{name}", remedy=remedy,
+                )  # fmt: skip
 
 
 @dataclass
@@ -95,13 +106,13 @@ class TrainResult:
 
     def as_text(self) -> str:
         """One line an epoch, and which one was kept."""
-        names = list(self.history[0]["tuning"]) if self.history else []
-        lines = ["epoch" + "".join(f"{name:>18}" for name in ("tuning loss", *names))]
-        lines += [
-            f"{entry['epoch'] + 1:>5}"
-            + "".join(f"{v:>18.4f}" for v in (entry["tuning_loss"], *entry["tuning"].values()))
-            for entry in self.history
-        ]
+        parts = list(self.history[0]["tuning"]) if self.history else []
+        widths = {name: max(18, len(name) + 2) for name in ("tuning loss", *parts)}
+        lines = ["epoch" + "".join(f"{name:>{width}}" for name, width in widths.items())]
+        for entry in self.history:
+            values = (entry["tuning_loss"], *entry["tuning"].values())
+            cells = zip(values, widths.values(), strict=True)
+            lines.append(f"{entry['epoch'] + 1:>5}" + "".join(f"{v:>{w}.4f}" for v, w in cells))
         how = "resumed and finished" if self.resumed else "finished"
         lines.append(f"{how} in {self.seconds:.0f} s; kept epoch {self.best_epoch + 1}")
         return "\n".join(lines)

@@ -7,6 +7,8 @@ joint-embedding prediction: latents carry no noise). Neither is of use with an e
 by the record's own deviation.
 
 Spans begin anywhere, also before the record, so that its ends are hidden as often as its middle.
+They are whole and may lie over each other, so a record of few spans is hidden more or less than
+asked for.
 What was not measured to begin with is never asked for.
 """
 
@@ -31,7 +33,9 @@ class MaskConfig:
     """What is hidden.
 
     Attributes:
-        share: Of the time, in the mean; more than 0 and less than 1.
+        share: Of the time, in the mean of many records; more than 0 and less than 1. It is met as
+            nearly as a whole number of spans, one at least, allows: well in ten spans or more, and
+            not at all where one span covers more.
         span_s: Length of a span in seconds.
         leads_together: Hide all leads at once; otherwise each has spans of its own.
     """
@@ -65,10 +69,15 @@ def draw_hidden(
         generator: Source of chance, on the CPU.
 
     Raises:
-        InputError: A span is shorter than a sample.
+        InputError: A span is shorter than a sample, or there are no samples.
     """
     n_records, n_leads, n = shape
-    span = round(config.span_s * fs_hz)
+    if min(shape) < 1:
+        raise InputError(
+            "no samples to hide", code="bad_signal_shape", place="signal",
+            remedy="Give (record, lead, sample), at least one of each.",
+        )  # fmt: skip
+    span = round(config.span_s * fs_hz) if math.isfinite(fs_hz) else 0
     if span < 1:
         raise InputError(
             "a span is shorter than a sample", code="bad_mask", place="span_s",
@@ -129,7 +138,7 @@ class MaskedSamples(nn.Module):
             generator: Source of what is hidden, on the CPU.
 
         Raises:
-            InputError: The encoder's tokens do not fit the samples.
+            InputError: The encoder's tokens do not fit the samples, or the leads are others.
         """
         hidden = draw_hidden(
             (len(signal), signal.shape[1], signal.shape[2]), self.config, fs_hz=fs_hz,
@@ -145,6 +154,11 @@ class MaskedSamples(nn.Module):
         hidden: Bool[Tensor, "record lead sample"],
     ) -> Float[Tensor, ""]:
         """Loss of states that saw the signal without what is hidden; see `forward`."""
+        if signal.shape[1] != self.n_leads:
+            raise InputError(
+                f"a signal of {signal.shape[1]} leads", code="bad_signal_shape", place="signal",
+                remedy=f"The head says {self.n_leads} leads; a missing one is NaN all along.",
+            )  # fmt: skip
         check_tokens(states, signal, self.samples_per_token)
         said = self.head(states).unflatten(-1, (self.n_leads, self.samples_per_token))
         said = said.transpose(1, 2).flatten(2)[..., : signal.shape[-1]]
@@ -212,7 +226,7 @@ class MaskedLatents(nn.Module):
             target = F.layer_norm(target, target.shape[-1:])
         states = self.encode(signal.masked_fill(hidden, float("nan")))
         check_tokens(states, signal, self.samples_per_token)
-        asked = hidden_tokens(hidden & ~torch.isnan(signal), self.samples_per_token)
+        asked = hidden_tokens(hidden, self.samples_per_token, known=~torch.isnan(signal))
         error = F.smooth_l1_loss(self.head(states), target, reduction="none").mean(-1)
         return (error * asked).sum() / asked.sum().clamp(min=1)
 
@@ -233,15 +247,28 @@ def lead_scores(
 
 
 def hidden_tokens(
-    hidden: Bool[Tensor, "record lead sample"], samples_per_token: int
+    hidden: Bool[Tensor, "record lead sample"],
+    samples_per_token: int,
+    *,
+    known: Bool[Tensor, "record lead sample"] | None = None,
 ) -> Bool[Tensor, "record token"]:
-    """Tokens half of whose samples, over all leads, are hidden."""
-    n = hidden.shape[-1]
-    lacking = -n % samples_per_token
-    parts = F.pad(hidden.float().mean(1), (0, lacking)).unflatten(-1, (-1, samples_per_token))
-    size = torch.full((parts.shape[-2],), float(samples_per_token), device=hidden.device)
-    size[-1] -= lacking
-    return parts.sum(-1) >= size / 2
+    """Tokens half of whose measured samples, over all leads, are hidden.
+
+    Args:
+        hidden: Samples that are hidden.
+        samples_per_token: Samples that a token stands for.
+        known: Samples that were measured, by default all; a token without any is not hidden.
+    """
+    known = torch.ones_like(hidden) if known is None else known
+    lacking = -hidden.shape[-1] % samples_per_token
+
+    def of_tokens(samples: Tensor) -> Tensor:
+        """Samples of each token, as shares of the leads."""
+        parts = F.pad(samples.float().mean(1), (0, lacking))
+        return parts.unflatten(-1, (-1, samples_per_token)).sum(-1)
+
+    measured = of_tokens(known)
+    return (of_tokens(hidden & known) >= measured / 2) & (measured > 0)
 
 
 def check_tokens(states: Tensor, signal: Tensor, samples_per_token: int) -> None:

@@ -19,6 +19,8 @@ the p for which q / (1 - q) = p^(gamma+1) / (1 - p). So p orders cases as q does
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -45,7 +47,7 @@ def partial_label_loss(
         sure: Entries whose 0 means that somebody looked and found nothing.
 
     Raises:
-        InputError: Shapes or labels are not as said, or gamma is negative.
+        InputError: Shapes or labels are not as said, or gamma is no number from 0 on.
     """
     told = ~torch.isnan(labels)
     if logits.shape != labels.shape or not bool(((labels == 0) | (labels == 1) | ~told).all()):
@@ -73,7 +75,7 @@ def recorded_probability(
         gamma: As in training.
 
     Raises:
-        InputError: gamma is negative.
+        InputError: gamma is no number from 0 on.
     """
     _check(gamma)
     logits = logits.double()
@@ -81,8 +83,8 @@ def recorded_probability(
 
 
 def _check(gamma: float) -> None:
-    if gamma < 0:
+    if not 0 <= gamma < math.inf:
         raise InputError(
-            "gamma is negative", code="bad_gamma", place="gamma",
+            "gamma is no number from 0 on", code="bad_gamma", place="gamma",
             remedy="0 is plain cross entropy; 1.5 is usual.",
         )  # fmt: skip

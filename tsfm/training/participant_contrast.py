@@ -11,6 +11,7 @@ probes on held-out participants to say; `participant_retrieval` is a quick look.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -20,10 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tsfm.errors import InputError
+from tsfm.errors import InputError, TsfmError
 from tsfm.kernels.heap import keep_freed_memory
 from tsfm.models.efficientnet1d import EMBEDDING_WIDTH, EfficientNet1d, standardise
 from tsfm.models.ppg_contrastive import ContrastConfig, ContrastLoss, ParticipantContrast
+from tsfm.models.signal_grid import refuse_infinite, to_tensor
 from tsfm.training.signal_augmentations import PPG_AUGMENTATION, SignalAugmentation, augment
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -44,6 +46,9 @@ class ParticipantContrastConfig:
         augmentation: What happens to each segment.
         contrast: The objective.
         seed: Of pairs, augmentations and dropout.
+
+    Raises:
+        InputError: `bad_training`: a batch of one, or a rate or count that is none.
     """
 
     n_steps: int
@@ -54,6 +59,16 @@ class ParticipantContrastConfig:
     augmentation: SignalAugmentation = PPG_AUGMENTATION
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what trains nothing."""
+        counts = self.n_steps >= 0 and self.halve_every >= 0 and self.n_participants_per_batch >= 2
+        if not (counts and 0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
+            raise InputError(
+                "a batch of one, or a rate or count that is none", code="bad_training",
+                place="ParticipantContrastConfig",
+                remedy="Use two participants a batch or more, and a positive rate.",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,21 +97,24 @@ def train_participant_contrast(
 
     Args:
         encoder: Encoder to train, on the device to train on.
-        segments: (segment, channel, time) samples in any unit; NaN where there are none.
+        segments: (segment, channel, time) numbers in any unit; NaN where there are none.
         participants: Integer participant of each segment; those with one segment are left out.
         config: How to train.
         pairs: Batches of pairs, an epoch each time it is gone through, such as a sampler that
             weighs segments by their quality. None: each epoch has every participant once, with two
-            of its segments at random.
+            of its segments at random; but not one who would be alone in the last batch.
         progress: Show a bar; None: on a terminal only.
 
     Raises:
-        InputError: Segments and participants do not fit, or fewer than two participants have two
-            segments.
+        InputError: Segments and participants do not fit; fewer than two participants have two
+            segments; `infinite_signal`; `bad_pairs`: pairs of one's own that are not two segments
+            of one participant.
+        TsfmError: `loss_not_finite`; the weights are those before that step.
     """
     keep_freed_memory()
-    device = next(encoder.parameters()).device
-    samples = torch.as_tensor(segments)
+    own = next(encoder.parameters())
+    device = own.device
+    samples = to_tensor(segments)
     owners = np.asarray(participants)
     _check(samples, owners, encoder)
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -111,9 +129,9 @@ def train_participant_contrast(
             if config.halve_every and step and step % config.halve_every == 0:
                 for group in optimizer.param_groups:
                     group["lr"] *= 0.5
-            first, second = next(batches)
+            first, second = _checked_pairs(next(batches), owners)
             views = [
-                augment(standardise(samples[rows].to(device)), config.augmentation,
+                augment(standardise(samples[rows].to(own)), config.augmentation,
                         generator=generator)
                 for rows in (first, second)
             ]  # fmt: skip
@@ -141,9 +159,17 @@ def contrast_step(
         first: (participant, channel, time) augmented segments for the student.
         second: Others of the same participants for the teacher.
         participants: (participant,) who they are.
+
+    Raises:
+        TsfmError: `loss_not_finite`, before any weight is changed.
     """
     optimizer.zero_grad(set_to_none=True)
     loss = objective(first, second, participants)
+    if not math.isfinite(loss.total.item()):
+        raise TsfmError(
+            "the loss is no finite number", code="loss_not_finite", place="contrast_step",
+            remedy="Lower the learning rate, or raise the temperature.",
+        )  # fmt: skip
     loss.total.backward()
     objective.update_teacher()
     optimizer.step()
@@ -158,14 +184,19 @@ def embed_segments(
 
     Args:
         encoder: Put in evaluation mode for the time of the call.
-        segments: (segment, channel, time) samples in any unit; NaN where there are none.
+        segments: (segment, channel, time) numbers in any unit; NaN where there are none.
         batch_size: Segments at once.
+
+    Raises:
+        InputError: `bad_signal`: segments that are no numbers; `infinite_signal`.
     """
-    device = next(encoder.parameters()).device
+    own = next(encoder.parameters())
+    samples = to_tensor(segments)
+    refuse_infinite(samples, "segments")
     was_training = encoder.training
     encoder.eval()
-    rows = torch.as_tensor(segments, dtype=torch.float32).split(batch_size)
-    found = [encoder(standardise(part.to(device))).float().cpu().numpy() for part in rows]
+    rows = samples.split(batch_size)
+    found = [encoder(standardise(part.to(own))).float().cpu().numpy() for part in rows]
     encoder.train(was_training)
     return np.concatenate(found) if found else np.zeros((0, EMBEDDING_WIDTH), np.float32)
 
@@ -179,9 +210,18 @@ def participant_retrieval(embeddings: ArrayLike, participants: ArrayLike) -> flo
     Args:
         embeddings: (segment, embedding).
         participants: (segment,) who each belongs to.
+
+    Raises:
+        InputError: `bad_embeddings`: fewer than two, not finite, or not one participant each.
     """
     x = np.asarray(embeddings, np.float64)
     owners = np.asarray(participants)
+    if x.ndim != 2 or len(x) < 2 or owners.shape != x.shape[:1] or not np.isfinite(x).all():
+        raise InputError(
+            "embeddings that are not finite, or do not fit the participants",
+            code="bad_embeddings", place="embeddings",
+            remedy="Give (segment, embedding) of two segments or more, and whose each is.",
+        )  # fmt: skip
     x = x - x.mean(0)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     similar = x @ x.T
@@ -202,12 +242,27 @@ def _check(samples: Tensor, owners: NDArray[np.generic], encoder: EfficientNet1d
             code="bad_segments", place="train_participant_contrast",
             remedy=f"Give {encoder.config.n_channels} channels and integer participants.",
         )  # fmt: skip
+    refuse_infinite(samples, "segments")
     _, counts = np.unique(owners, return_counts=True)
     if (counts >= 2).sum() < 2:
         raise InputError(
             "fewer than two participants have two segments", code="no_pairs",
             place="train_participant_contrast", remedy="Give more segments of more participants.",
         )  # fmt: skip
+
+
+def _checked_pairs(pairs: Pairs, owners: NDArray[np.generic]) -> Pairs:
+    """Rows of a batch, refused where a pair is not two different segments of one participant."""
+    first, second = (np.asarray(rows) for rows in pairs)
+    whole = first.shape == second.shape and first.ndim == 1 and len(first) > 0
+    rows = np.concatenate([first, second]) if whole else np.zeros(0)
+    inside = np.issubdtype(rows.dtype, np.integer) and 0 <= rows.min() <= rows.max() < len(owners)
+    if not inside or (first == second).any() or (owners[first] != owners[second]).any():
+        raise InputError(
+            "a pair is not two different segments of one participant", code="bad_pairs",
+            place="pairs", remedy="Give the rows of the first segments and of the second ones.",
+        )  # fmt: skip
+    return first, second
 
 
 class _RandomPairs:

@@ -19,6 +19,7 @@ from tsfm.models.checkpoint import refuse_existing, save_model
 from tsfm.models.code_embedding import WORD_BUCKETS
 from tsfm.models.mamba import MambaConfig
 from tsfm.models.many_hazards import quantile_edges
+from tsfm.models.stored_config import find_fault
 from tsfm.models.timeline import TimelineConfig, TimelineModel
 from tsfm.tokens.token_store import TokenStore
 from tsfm.training.loop import TrainConfig, TrainResult, fingerprint, train
@@ -90,7 +91,7 @@ def pretrain(
         progress: Show a bar; None: on a terminal only.
 
     Raises:
-        InputError: The output folder is not empty, or a part is not as it can be.
+        InputError: The output folder is not empty, or a size or part is not as it can be.
         ModelMismatch: The store uses another model's vocabulary.
     """
     import torch
@@ -134,6 +135,12 @@ def pretrain(
         sample = _sample_occurrences(training, targets, model_config.hazard_codes, config)
         edges = quantile_edges(sample.days, sample.is_event, parts.n_hazard_bins)
         model_config = replace(model_config, hazard_edges_days=edges)
+    fault = find_fault(model_config)
+    if fault:
+        raise InputError(
+            fault, code="bad_model_config", place="backbone, parts",
+            remedy="Use sizes from 1, such as those of `MambaConfig()`.",
+        )  # fmt: skip
     torch.manual_seed(config.seed)
     model = TimelineModel(model_config)
     _set_baseline(model, training, targets, config)

@@ -19,6 +19,7 @@ This is for training alone. It changes what a segment says about heart rate, amp
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -48,6 +49,9 @@ class SignalAugmentation:
         time_deviation: Of the factors around 1 on the knots' times.
         noise_deviation: Least and most, in units of the standardised signal.
         time_together: One curve of time for all channels, or one for each.
+
+    Raises:
+        InputError: `bad_augmentation`: what is no probability, share or deviation.
     """
 
     cut_out: float
@@ -60,6 +64,24 @@ class SignalAugmentation:
     time_deviation: float = 0.1
     noise_deviation: tuple[float, float] = (0.05, 0.10)
     time_together: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what is no probability, share or deviation."""
+        coins = (self.cut_out, self.magnitude_warp, self.time_warp, self.noise,
+                 self.channel_permute)  # fmt: skip
+        if not (
+            all(0 <= coin <= 1 for coin in coins)
+            and 0 <= self.cut_share[0] <= self.cut_share[1] <= 1
+            and 0 <= self.noise_deviation[0] <= self.noise_deviation[1] < math.inf
+            and 0 <= self.magnitude_deviation < math.inf
+            and 0 <= self.time_deviation < math.inf
+        ):
+            raise InputError(
+                "what is no probability, share or deviation", code="bad_augmentation",
+                place="SignalAugmentation",
+                remedy="Use probabilities and shares of 0 to 1, no negative deviations, and the"
+                " smaller limit first.",
+            )  # fmt: skip
 
 
 PPG_AUGMENTATION = SignalAugmentation(0.40, 0.25, 0.15, 0.25, 0.25)

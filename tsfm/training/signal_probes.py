@@ -75,7 +75,7 @@ def fit_ridge(
         penalties: To choose from; the least squared error of patients left out wins.
 
     Raises:
-        InputError: Rows do not fit, hold gaps, or are of fewer than two patients.
+        InputError: Rows do not fit, hold gaps, or are of fewer than two patients; `bad_penalties`.
     """
     x, y = _columns(x), _columns(y)
     owner = _owners(patients, len(x))
@@ -84,7 +84,7 @@ def fit_ridge(
     centre = y.mean(0)
     u, s, vt = svd((x - mean) / scale, full_matrices=False)
     told = u.T @ (y - centre)
-    penalty = np.asarray(penalties, np.float64)
+    penalty = _checked_penalties(penalties)
     filters = s**2 / (s**2 + len(x) * penalty[:, None])  # (penalty, direction)
     loss = np.stack([_left_out(u, f, y - centre, told, owner) for f in filters])
     best = loss.argmin(0)
@@ -114,12 +114,13 @@ def fit_logistic(
         seed: Of the folds.
 
     Raises:
-        InputError: Rows do not fit or hold gaps, a label is none, or there are too few patients.
+        InputError: Rows do not fit or hold gaps, a label is none, or there are too few patients;
+            `bad_penalties`.
     """
     x, y = _columns(x), _columns(y)
     owner = _owners(patients, len(x))
     _check(x, y, owner, (y == 0) | (y == 1) | np.isnan(y))
-    penalty = np.asarray(penalties, np.float64)
+    penalty = _checked_penalties(penalties)
     loss = np.full((len(penalty), y.shape[1]), np.nan)
     chosen = np.repeat(penalty[:1], y.shape[1])
     if len(penalty) > 1:
@@ -218,6 +219,16 @@ def _standard(x: Array) -> tuple[Array, Array]:
     """Mean and deviation of each feature; one that does not vary is left at its own scale."""
     mean, scale = x.mean(0), x.std(0)
     return mean, np.where(scale > 1e-12 * np.maximum(1.0, np.abs(mean)), scale, 1.0)
+
+
+def _checked_penalties(penalties: Sequence[float]) -> Array:
+    found = np.asarray(penalties, np.float64)
+    if found.ndim != 1 or not len(found) or not (np.isfinite(found) & (found >= 0)).all():
+        raise InputError(
+            "penalties that are none, or no numbers from 0 on", code="bad_penalties",
+            place="penalties", remedy="Give one or more to choose from.",
+        )  # fmt: skip
+    return found
 
 
 def _columns(values: ArrayLike) -> Array:

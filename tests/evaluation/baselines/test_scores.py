@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import polars as pl
 import pytest
 
 from tsfm.evaluation.baselines.hospital_score import hospital_scores
@@ -11,6 +12,7 @@ from tsfm.evaluation.baselines.lace import lace_scores
 
 IN = datetime(2020, 5, 1, 15)
 OUT = datetime(2020, 5, 8, 11)
+HOME = "HOSPITAL_DISCHARGE//HOME"
 EMERGENCY = "HOSPITAL_ADMISSION//EW EMER.//EMERGENCY ROOM"
 
 
@@ -91,6 +93,41 @@ def test_hospital_score_of_a_sick_patient_by_hand(events_of, cohort_of):
     assert {name: row[f"hospital_{name}"] for name in parts} == parts
     assert row["hospital"] == 12
     assert row["n_missing_labs"] == 0
+
+
+@pytest.mark.parametrize("known_late", [False, True])
+@pytest.mark.parametrize(
+    ("moves", "points"),
+    [
+        # Hours from the first admission, code, encounter.
+        ([(0, EMERGENCY, 1), (30, HOME, 1)], 0),
+        ([(0, EMERGENCY, 1), (2, EMERGENCY, 1), (30, HOME, 1)], 0),
+        ([(0, EMERGENCY, 1), (5, HOME, 1), (6, EMERGENCY, 3), (30, HOME, 3)], 0),
+        ([(0, EMERGENCY, None), (5, HOME, None), (6, EMERGENCY, None), (30, HOME, None)], 0),
+        ([(0, EMERGENCY, 1), (99, HOME, 1), (50, EMERGENCY, 3), (60, HOME, 3)], 0),
+        ([(0, EMERGENCY, 1), (5, HOME, 1), (48, EMERGENCY, 3), (60, HOME, 3)], 2),
+        ([(0, EMERGENCY, 1), (48, EMERGENCY, 3)], 2),
+    ],
+)
+def test_hospital_score_counts_stays_and_not_rows(events_of, cohort_of, moves, points, known_late):
+    """Transfers and repeated rows are no admissions more, as far as that is known."""
+    began = datetime(2020, 3, 1, 1)
+    rows = [(1, began + timedelta(hours=hour), code) for hour, code, _ in moves]
+    rows += [(1, IN, EMERGENCY), (1, OUT, HOME)]
+    late = OUT + timedelta(microseconds=1)
+    events = events_of([(*row, None, late if known_late and row[2] == HOME else None)
+                        for row in rows])  # fmt: skip
+    ids = {row[1]: stay for row, (_, _, stay) in zip(rows, moves, strict=False)}
+    events = events.with_columns(
+        encounter_id=pl.col("time").replace_strict(ids, default=9, return_dtype=pl.Int64)
+    )
+    found = hospital_scores(events, cohort_of([(1, IN, OUT)]))["hospital_admissions"].item()
+    if not known_late:
+        assert found == points
+    else:  # what was not known by then has no part in it
+        known = events.filter(pl.col("available_time") <= OUT)
+        blind = hospital_scores(known, cohort_of([(1, IN, OUT)]))["hospital_admissions"].item()
+        assert found == blind
 
 
 def test_hospital_score_of_a_well_patient_is_nothing(events_of, cohort_of):

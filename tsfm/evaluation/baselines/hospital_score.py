@@ -8,8 +8,9 @@ or more 2.
 Approximations, since an event table need not name services: oncology is a cancer diagnosis known at
 the prediction time (Charlson's malignancy or metastasis, whether or not it is why the patient came)
 or a unit or service of the stay whose name says oncology. Any PROCEDURE event of the stay counts,
-bedside ones too, if it is known by the prediction time; those billed days later don't. A value that
-was not measured in the stay scores 0, and `n_missing_labs` says so.
+bedside ones too, if it is known by the prediction time; those billed days later don't. Admissions
+of one encounter and transfers within a day are one admission. A value that was not measured in the
+stay scores 0, and `n_missing_labs` says so.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tsfm.evaluation.baselines.lace import (
     acute_admissions,
     asked_of,
     count_before,
+    count_stays_before,
     nights_in_hospital,
 )
 from tsfm.tasks.charlson import charlson_index
@@ -61,12 +63,7 @@ def hospital_scores(events: pl.DataFrame, cohort: pl.DataFrame) -> pl.DataFrame:
     is_unit = ~in_class(codes.DIAGNOSIS, codes.PROCEDURE, codes.MEDICATION, codes.LAB, codes.VITAL)
     oncology = count_before(events.filter(names & is_unit), asked, **in_stay)
     procedures = count_before(events.filter(in_class(codes.PROCEDURE)), asked, **in_stay)
-    earlier = count_before(
-        events.filter(in_class(codes.ADMISSION)),
-        asked,
-        since=start.dt.offset_by("-1y"),
-        until=start,
-    )
+    earlier = count_stays_before(events, asked, since=start.dt.offset_by("-1y"))
     scored = acute_admissions(events, asked)
     for name, table in (
         ("cancer", cancer),

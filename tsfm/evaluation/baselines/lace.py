@@ -17,7 +17,7 @@ import polars as pl
 
 from tsfm import codes, schema
 from tsfm.tasks.charlson import LACE_WEIGHTS, charlson_index
-from tsfm.tasks.stays import code_part, in_class
+from tsfm.tasks.stays import code_part, hospital_stays, in_class, merge_stays
 
 OWN_VISIT_HOURS = 24
 """An emergency visit this close before the admission is taken to be the way in, and not counted."""
@@ -139,6 +139,61 @@ def count_before(
         .group_by(_KEYS)
         .agg(pl.len().cast(pl.Int64).alias("n"))
     )
+    return _counted(asked, found)
+
+
+def count_stays_before(
+    events: pl.DataFrame, asked: pl.DataFrame, *, since: pl.Expr
+) -> pl.DataFrame:
+    """How many episodes of care began in [since, start_time), by what is available when asked.
+
+    Several admissions of one encounter are one, and so are stays that overlap, touch or follow one
+    another within a calendar day, such as transfers (`merge_stays`).
+
+    Args:
+        events: Whole records, columns of `schema.EVENTS`.
+        asked: From `asked_of`.
+        since: Of the columns of `asked`, inclusive.
+
+    Returns:
+        subject_id, prediction_time, n; every row of `asked`.
+    """
+    marks = events.filter(
+        in_class(codes.ADMISSION, codes.DISCHARGE) & pl.col(schema.TIME).is_not_null()
+    ).select(
+        schema.SUBJECT_ID,
+        schema.TIME,
+        schema.CODE,
+        schema.ENCOUNTER_ID,
+        pl.coalesce(schema.AVAILABLE_TIME, schema.TIME).alias("_known"),
+    )
+    start = pl.col("start_time")
+    # A question stands in for a subject: each has stays of its own, of what was known by then.
+    numbered = asked.with_row_index("_row").with_columns(pl.col("_row").cast(pl.Int64))
+    record = (
+        numbered.join(marks, on=schema.SUBJECT_ID)
+        .filter(
+            (pl.when(in_class(codes.ADMISSION)).then(pl.col(schema.TIME) < start)
+             .otherwise(pl.col(schema.TIME) <= start))
+            & (pl.col("_known") <= pl.col(schema.PREDICTION_TIME))
+        )
+        .select(
+            pl.col("_row").alias(schema.SUBJECT_ID), schema.ENCOUNTER_ID, schema.TIME, schema.CODE
+        )
+    )  # fmt: skip
+    episodes = merge_stays(hospital_stays(record)).filter("first")
+    found = (
+        episodes.select(pl.col(schema.SUBJECT_ID).alias("_row"), began="start_time")
+        .join(numbered, on="_row")
+        .filter(pl.col("began") >= since)
+        .group_by(_KEYS)
+        .agg(pl.len().cast(pl.Int64).alias("n"))
+    )
+    return _counted(asked, found)
+
+
+def _counted(asked: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+    """Every row of `asked` with its n; 0 where none was found."""
     return (
         asked.select(_KEYS).join(found, on=_KEYS, how="left").with_columns(pl.col("n").fill_null(0))
     )

@@ -1,0 +1,199 @@
+"""What would tell of one to ten subjects is in no page, table or file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tsfm.errors import FormatError
+from tsfm.evaluation.calibration import reliability_curve
+from tsfm.evaluation.discrimination import alerts_at_capacity
+from tsfm.reports.competing_outcomes import compare_outcomes
+from tsfm.reports.evaluation_data import EvaluationData
+from tsfm.reports.evaluation_summary import evaluate
+from tsfm.reports.html_report import render_report
+from tsfm.reports.small_cells import pooled_reasons, shown_alerts, shown_count
+
+
+def words(page: str) -> str:
+    return " ".join(re.sub("<[^>]+>", " ", page).split())
+
+
+def with_events(data: EvaluationData, n: int) -> EvaluationData:
+    """The run, of whose scored subjects so many have the outcome."""
+    assert data.labels is not None
+    ill = pl.col("subject_id").is_between(11, 10 + n)
+    return replace(data, labels=data.labels.with_columns(boolean_value=ill))
+
+
+def stays(subject_ids: list[int], p: list[float]) -> pl.DataFrame:
+    y = [i % 2 == 0 for i in range(len(p))]
+    return pl.DataFrame({"subject_id": subject_ids, "boolean_value": y, "probability": p})
+
+
+def alerts_shown(labelled: pl.DataFrame, shares: list[float], chosen: float) -> list[float]:
+    y, p = (labelled[name].to_numpy() for name in ("boolean_value", "probability"))
+    found = {share: alerts_at_capacity(y, p, share) for share in shares}
+    return list(shown_alerts(found, labelled, chosen))
+
+
+def test_a_count_of_few_is_said_to_be_one() -> None:
+    assert [shown_count(n) for n in (0, 1, 10, 11, 1200)] == [
+        "0", "fewer than 11", "fewer than 11", "11", "1,200",
+    ]  # fmt: skip
+
+
+def test_alerts_of_few_are_not_shown() -> None:
+    single = stays(list(range(100)), np.linspace(0.9, 0.1, 100).tolist())
+    assert alerts_shown(single, [0.05, 0.1, 0.2], 0.1) == [0.2]
+    assert alerts_shown(single, [0.2, 0.95, 1.0], 0.2) == [0.2, 1.0]
+    # Twenty alerts, all of them for one subject.
+    one = pl.when(pl.int_range(100) < 20).then(0).otherwise("subject_id")
+    often = single.with_columns(one.alias("subject_id"))
+    assert alerts_shown(often, [0.2, 0.5], 0.2) == [0.5]
+
+
+def test_two_capacities_do_not_leave_a_few_alerts_between_them() -> None:
+    single = stays(list(range(390)), np.linspace(0.9, 0.1, 390).tolist())
+    assert alerts_shown(single, [0.05, 0.1, 0.2], 0.1) == [0.05, 0.1, 0.2]
+    assert alerts_shown(single, [0.05, 0.1, 0.125, 0.2], 0.125) == [0.05, 0.125, 0.2]
+
+
+def test_alerts_that_are_not_shown_are_nowhere(make: Any) -> None:
+    data = make(100, baselines={}, subgroups=None)
+    data = with_events(data, 25)
+    found = evaluate(data, n_resamples=2)
+    assert list(found.alerts) == [0.05, 0.1, 0.2]
+    assert list(found.as_dict()["alerts"]) == ["0.2"]
+    page = words(render_report(data, found))
+    assert "(chosen)" not in page
+    assert "stays can be looked at" not in page
+
+
+def test_outcomes_of_few_are_not_compared(run: EvaluationData) -> None:
+    assert compare_outcomes(run.task, run.scores, run.cohort) is not None
+    asked = pl.when(pl.col("subject_id") < 14).then("probability_competing")
+    three = run.scores.with_columns(asked.alias("probability_competing"))
+    assert compare_outcomes(run.task, three, run.cohort) is None
+    assert run.cohort is not None
+    died = pl.col("outcome") == "competing"
+    rare = run.cohort.filter(~died | (pl.col("subject_id") < 40))
+    assert 0 < rare.filter(died).height < 11
+    assert compare_outcomes(run.task, run.scores, rare) is None
+    never = run.cohort.filter(~died)
+    assert compare_outcomes(run.task, run.scores, never) is not None
+
+
+@pytest.mark.parametrize("n_events", [3, 192])
+def test_a_few_with_the_outcome_or_without_are_not_counted(make: Any, n_events: int) -> None:
+    data = with_events(make(), n_events)
+    found = evaluate(data, n_resamples=2)
+    first, *_ = found.as_text().splitlines()
+    assert first.endswith("fewer than 11 of them with, or without, the outcome")
+    plain = found.as_dict()
+    assert plain["models"]["demo"]["n_events"] is None
+    assert plain["models"]["demo"]["auroc"]["value"] is not None
+    assert (plain["alerts"], plain["outcomes"]) == ({}, None)
+    assert {row["prevalence"] for row in plain["subgroups"]} <= {None, 0.0, 1.0}
+    page = render_report(data, found)
+    assert page.count("<svg") == 1  # scores alone
+    assert "what would tell how many is not shown" in words(page)
+    assert "Few outcomes" in words(page)
+    assert "Shares of the outcome are left out" in words(page)
+
+
+def test_a_baseline_does_not_tell_the_outcomes_of_the_few_it_lacks(make: Any) -> None:
+    whole = make()
+    noisy = whole.baselines["noisy"].filter(pl.col("subject_id") > 10)
+    data = replace(whole, baselines={"all": whole.baselines["noisy"], "most": noisy})
+    found = evaluate(data, n_resamples=2)
+    assert found.models[2].n < found.models[0].n
+    counts = {name: model["n_events"] for name, model in found.as_dict()["models"].items()}
+    assert counts["all"] == counts["demo"] == found.models[0].n_events
+    assert counts["most"] is None
+
+
+def test_reasons_of_few_are_counted_together() -> None:
+    assert pooled_reasons({"minor": 50, "died": 11}) == {"minor": 50, "died": 11}
+    assert pooled_reasons({"a": 6, "b": 6, "minor": 50}) == {"minor": 50, "other reasons": 12}
+    together = {"died": 60, "other reasons": 52}
+    assert pooled_reasons({"hospice": 2, "died": 60, "minor": 50}) == together
+    assert pooled_reasons({"hospice": 2}) == {"other reasons": 2}
+    assert pooled_reasons({}) == {}
+
+
+def test_the_page_names_no_reason_of_few(make: Any) -> None:
+    whole = make(baselines={}, subgroups=None)
+    left_out = pl.col("reason") == "minor"
+    first = pl.int_range(pl.len()).over("eligible") < 2
+
+    def page(cohort: pl.DataFrame) -> str:
+        data = replace(whole, cohort=cohort)
+        return words(render_report(data, evaluate(data, n_resamples=2)))
+
+    hospice = pl.when(left_out & first).then(pl.lit("hospice")).otherwise("reason")
+    told = page(whole.cohort.with_columns(hospice.alias("reason")))
+    assert "hospice" not in told
+    assert "not eligible: other reasons 20" in told
+    assert "Stays looked at 420" in told
+    told = page(whole.cohort.filter(pl.col("eligible") | first))
+    assert "not eligible: other reasons fewer than 11" in told
+    assert "Stays looked at not shown" in told
+    two = pl.when(left_out & (pl.int_range(pl.len()) % 2 == 0)).then(pl.lit("died"))
+    many = pl.concat([whole.cohort, whole.cohort.filter(left_out).with_columns(
+        pl.col("subject_id") + 1000)])  # fmt: skip
+    told = page(many.with_columns(two.otherwise("reason").alias("reason")))
+    assert "not eligible: died 20" in told
+    assert "Stays looked at 440" in told
+
+
+def test_ties_leave_no_point_of_few_subjects() -> None:
+    p = np.r_[np.full(197, 0.1), 0.4, 0.5, 0.6]
+    y = np.r_[np.zeros(180), np.ones(17), 1, 0, 0]
+    assert reliability_curve(y, p).n.min() < 11
+    one = reliability_curve(y, p, fewest=11)
+    assert one.n.tolist() == [200]
+    assert one.observed.tolist() == [y.mean()]
+    p = np.linspace(0.1, 0.9, 200)
+    assert reliability_curve(y, p, fewest=11).n.tolist() == [20] * 10
+    # Twenty rows a bin, of five subjects: three bins together are of fifteen.
+    often = reliability_curve(y, p, subject_ids=np.arange(200) // 4, fewest=11)
+    assert often.n.tolist() == [60, 60, 80]
+
+
+def test_rows_of_a_group_must_agree(run: EvaluationData) -> None:
+    assert run.subgroups is not None
+    by_subject = run.subgroups.select("subject_id").unique().with_columns(sex=pl.lit("F"))
+    other = by_subject.with_columns(sex=pl.lit("M"))
+    with pytest.raises(FormatError, match="bad_groups"):
+        evaluate(replace(run, subgroups=pl.concat([by_subject, other])), n_resamples=2)
+    twice = replace(run, subgroups=pl.concat([by_subject, by_subject]), baselines={})
+    told = evaluate(twice, n_resamples=2).subgroups
+    assert told is not None
+    assert told["n"].to_list() == [390]
+
+
+def test_keys_of_groups_are_those_of_the_scores(run: EvaluationData) -> None:
+    assert run.subgroups is not None
+    bare = replace(run, baselines={})
+    told = evaluate(bare, n_resamples=2).subgroups
+    assert told is not None
+    time = pl.col("prediction_time")
+    for same in (time.dt.cast_time_unit("ns"), pl.col("subject_id").cast(pl.Int32)):
+        groups = run.subgroups.with_columns(same)
+        found = evaluate(replace(bare, subgroups=groups), n_resamples=2).subgroups
+        assert found is not None
+        assert found.equals(told)
+    for other in (
+        time.dt.replace_time_zone("Europe/Zurich"),
+        pl.lit("x").alias("subject_id"),
+    ):
+        with pytest.raises(FormatError, match="wrong_column_type"):
+            evaluate(replace(bare, subgroups=run.subgroups.with_columns(other)), n_resamples=2)
+    with pytest.raises(FormatError, match="missing_column"):
+        evaluate(replace(bare, subgroups=run.subgroups.drop("subject_id")), n_resamples=2)
