@@ -4,7 +4,8 @@ A hospital is simulated whose hazards are known, and with them the risk of every
 every stay a day after its admission: nobody can rank better than those. Six timeline models are
 pretrained from different seeds, each is fine-tuned to the three tasks at once, and held-out
 patients are asked about: `ours` is the mean of the six, `boosting` the mean of five fits on count
-features, and `stack` is both, weighed on the tuning patients, who have also stopped all trainings.
+features and slopes, and `stack` is both, weighed on the tuning patients, who have also stopped all
+trainings.
 With the true risks known, the AUROC to be expected is told without the luck of what happened; what
 happened is told beside it. The integrated Brier score judges the whole course of the time to
 readmission.
@@ -41,6 +42,7 @@ from timeline_designs_truth import true_courses, true_stays
 from tsfm import schema
 from tsfm.evaluation.baselines.boosting import fit_boosting
 from tsfm.evaluation.baselines.count_features import count_features
+from tsfm.evaluation.baselines.trend_features import trend_features
 from tsfm.evaluation.bootstrap import paired_difference
 from tsfm.evaluation.calibration import logit
 from tsfm.evaluation.competing_risks import cumulative_incidence
@@ -136,14 +138,19 @@ def ask(hospital: Hospital, cohorts: dict[str, pl.DataFrame], member: int) -> di
 
 
 def boost(hospital: Hospital, cohorts: dict[str, pl.DataFrame], setup: Setup) -> dict[str, Any]:
-    """The same of boosting on count features, the mean of some fits."""
-    training = hospital.store.subjects.filter(pl.col("split") == schema.TRAIN)
+    """The same of boosting on count features and slopes, the mean of some fits."""
+    split_of = hospital.store.subjects
+    training = split_of.filter(pl.col("split") == schema.TRAIN)[schema.SUBJECT_ID].to_list()
     found: dict[str, Any] = {}
     for name, cohort in cohorts.items():
         parts = [labelled(hospital, cohort, name, split) for split in schema.SPLITS]
         rows = pl.concat(parts)
-        features, _ = count_features(
-            hospital.folder / "events", rows, training[schema.SUBJECT_ID].to_list()
+        features = np.concatenate(
+            [
+                describe(hospital.folder / "events", rows, training)[0]
+                for describe in (count_features, trend_features)
+            ],
+            axis=1,
         )
         x = dict(zip(schema.SPLITS, np.split(features, heights(parts)), strict=True))
         y = {split: label_of(part) for split, part in zip(schema.SPLITS, parts, strict=True)}

@@ -73,7 +73,7 @@ def ingest_diabetes130(
         raise InputError(
             "the coding delay is negative or beyond ten years",
             code="bad_coding_delay",
-            place="coding_delay_hours",
+            place="--coding-delay-hours",
             remedy="Give the hours from discharge to billing codes, such as 120.",
         )
     path = Path(src)

@@ -60,7 +60,7 @@ def ingest_eicu(
         raise InputError(
             "the culture delay is negative or beyond a year",
             code="bad_culture_delay",
-            place="culture_delay_hours",
+            place="--culture-delay-hours",
             remedy="Give the hours from taking a culture to its result, such as 120.",
         )
     files, unknown = _find_tables(Path(src))

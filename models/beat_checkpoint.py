@@ -77,7 +77,9 @@ def load_beat_classifier(path_or_name: str | Path) -> BeatClassifier:
     folder = find_model(path_or_name)
     stored, digest = read_signal_directory(folder, BEAT_CLASSIFIER_TYPE)
     usual = BeatClassifierConfig("any", 1, 1.0, 1.0, 1.0, 1.0, 0.0)
-    config = read_sizes(stored["model"], usual, str(folder), complete=True)
+    # Directories of before V was shared do not name it.
+    sizes = {"v_shared": 0.0, **stored["model"]}
+    config = read_sizes(sizes, usual, str(folder), complete=True)
     try:
         arrays = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:

@@ -24,6 +24,7 @@ from tsfm.evaluation.baselines.count_features import count_features
 from tsfm.evaluation.baselines.early_warning import mews_scores, news2_scores
 from tsfm.evaluation.baselines.hospital_score import hospital_scores
 from tsfm.evaluation.baselines.lace import lace_scores
+from tsfm.evaluation.baselines.trend_features import trend_features
 from tsfm.evaluation.baselines.window_features import window_features
 from tsfm.evaluation.leak_audit import (
     ADDED,
@@ -151,7 +152,7 @@ def window_scorer(source: LeakSource) -> Scorer:
 
 
 def count_scorer(source: LeakSource) -> Scorer:
-    """Count features, chosen on the taught stays."""
+    """Count features and slopes, chosen on the taught stays."""
 
     def features(
         events: pl.DataFrame, rows: pl.DataFrame, taught: list[int]
@@ -159,7 +160,10 @@ def count_scorer(source: LeakSource) -> Scorer:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "data").mkdir()
             event_table.write_events(events, Path(folder) / "data" / "0.parquet")
-            return count_features(folder, rows, taught)
+            counts, slopes = (
+                describe(folder, rows, taught) for describe in (count_features, trend_features)
+            )
+        return np.concatenate([counts[0], slopes[0]], axis=1), [*counts[1], *slopes[1]]
 
     return _features(source, features)
 
@@ -180,7 +184,7 @@ SCORERS: dict[str, Callable[[LeakSource], Scorer]] = {
     MODEL: lambda source: model_scorer(source, SEEN_TASKS),
     HIDDEN_MODEL: hidden_scorer,
     "window features": window_scorer,
-    "count features": count_scorer,
+    "count features and slopes": count_scorer,
     "token store": lambda source: stream_scorer(source.tokens.path),
     **{name: lambda _, points=points: points_scorer(points) for name, points in POINTS.items()},
 }
@@ -261,7 +265,7 @@ def test_a_model_sees_the_moment_it_is_asked_at_and_not_the_next_microsecond(yea
 
 
 @pytest.mark.parametrize("name", ["simulated hospital", "made-up MIMIC-IV"])
-@pytest.mark.parametrize("scorer", [MODEL, "window features", "count features", "LACE"])
+@pytest.mark.parametrize("scorer", [MODEL, "window features", "count features and slopes", "LACE"])
 def test_reading_facts_at_the_time_of_which_they_tell_is_caught(
     source: Callable[[str], LeakSource], name: str, scorer: str
 ) -> None:

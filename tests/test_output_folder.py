@@ -90,6 +90,16 @@ def test_signals_that_a_killed_run_did_not_write_are_kept(
     assert {p.name: p.read_bytes() for p in (root / "signals").iterdir()} == before
 
 
+def test_a_run_killed_while_it_clears_a_killed_run_leaves_what_can_be_cleared(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "out"
+    die_in(root, "output_folder.os.rename")  # metadata has its place, the events do not
+    die_in(root, "output_folder.shutil.rmtree")
+    finish(root)
+    assert sorted(p.name for p in root.iterdir()) == ["data", "metadata"]
+
+
 def test_metadata_that_a_killed_run_did_not_show_are_kept(tmp_path: Path) -> None:
     root = tmp_path / "out"
     die_in(root, "event_table.write_events")

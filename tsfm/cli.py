@@ -54,11 +54,18 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 def _above_zero(value: float) -> float:
     """Refuse what a range lets pass: no number is below its least, and infinity above it."""
     if not 0 < value < math.inf:
-        raise typer.BadParameter("give a number above 0")
+        raise typer.BadParameter("give a finite number above 0")
     return value
 
 
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+def _seed(value: int) -> int:
+    """Refuse what the generators of chance can't be started with."""
+    if value >= 2**63:
+        raise typer.BadParameter("give a number below 2**63")
+    return value
+
+
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, callback=_seed)]
 Capacity = Annotated[
     float,
     typer.Option(

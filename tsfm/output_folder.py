@@ -115,7 +115,8 @@ class OutputFolder:
         ]
         if foreign or (left and self._lock is None):
             raise _exists(self.root)
-        for path in left:
+        # The hidden folders last: their notes are all that tells what a killed run had shown.
+        for path in reversed(left):
             shutil.rmtree(path)
 
     def _was_shown(self, name: str, left: list[Path]) -> bool:

@@ -120,7 +120,11 @@ def test_values_that_train_or_read_nothing_are_wrong_usage(
             for command in (pretrain, finetune)
             for lr in (-1, 0, "nan", "inf")
         ),
-        *((*command, "--seed", -1) for command in (pretrain, finetune, ("simulate", *out))),
+        *(
+            (*command, "--seed", seed)
+            for command in (pretrain, finetune, ("simulate", *out))
+            for seed in (-1, 2**63)
+        ),
         *((*command, "--epochs", 0) for command in (pretrain, finetune)),
         (*pretrain, "--max-tokens", 0),
         ("tokenize", road / "events", *out, "--min-count", -3),
@@ -141,6 +145,32 @@ def test_an_option_that_a_command_itself_refuses_is_wrong_usage_too(
     for arguments, code in (
         ((*fhir, "--clock", "moon"), "unknown_clock"),
         ((*fhir, "--time-zone", "Mars/X"), "unknown_time_zone"),
+        (
+            (
+                "ingest",
+                "eicu",
+                road / "hospital",
+                "--out",
+                tmp_path / "x",
+                "--culture-delay-hours",
+                "inf",
+            ),
+            "bad_culture_delay",
+        ),
+        (
+            (
+                "ingest",
+                "diabetes130",
+                road / "labels",
+                "--out",
+                tmp_path / "x",
+                "--mapping",
+                road / "labels",
+                "--coding-delay-hours",
+                "inf",
+            ),
+            "bad_coding_delay",
+        ),
         (("evaluate", run, *events, "--split", "nope"), "unknown_split"),
         (("evaluate", run, "--split", "held_out"), "missing_events"),
         (("evaluate", run, "--baselines"), "missing_events"),

@@ -278,6 +278,14 @@ def test_forged_parts_are_refused(saved: Path, kind: str) -> None:
         load_beat_classifier(saved)
 
 
+def test_a_classifier_of_before_v_was_shared_is_read_as_it_was(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    del config["model"]["v_shared"]
+    (saved / "config.json").write_text(json.dumps(config))
+    sign(saved)
+    assert load_beat_classifier(saved).config == small().config
+
+
 def test_torn_weights_are_refused(saved: Path) -> None:
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])

@@ -39,7 +39,8 @@ def alter_answers(
     since = pl.duration(microseconds=pl.lit(pl.Series((hours * clock.HOUR_US).astype(np.int64))))
     known = pl.lit(None, dtype=moment)
     if "outcome_days" in cohort.columns:
-        days_us = pl.col("outcome_days").cast(pl.Float64).fill_nan(None) * clock.DAY_US
+        days = pl.col("outcome_days").cast(pl.Float64)
+        days_us = pl.when(days.is_finite()).then(days) * clock.DAY_US
         passed = pl.duration(microseconds=days_us.round().cast(pl.Int64))
         known = pl.col(schema.PREDICTION_TIME) + passed
     # A column, when its value was known, and another value.
