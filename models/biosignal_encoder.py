@@ -31,7 +31,7 @@ from tsfm.models.mamba import RMSNorm
 from tsfm.models.signal_blocks import SignalBlock
 from tsfm.models.signal_grid import MAX_HZ, to_grid, to_tensor
 from tsfm.models.signal_stem import LeadStem
-from tsfm.signals.store import STANDARD_LEADS, canonical_lead
+from tsfm.signals.store import STANDARD_LEADS, bare_lead
 
 if TYPE_CHECKING:
     from tsfm.models.signal_stream import EncoderStream
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 SLOTS = (*STANDARD_LEADS, "PPG", "RESP", "other")
 """Leads that the encoder knows apart; another name is read as `other`."""
 
-_ALIASES = {"mlii": "II", "mli": "I", "mliii": "III", "pleth": "PPG", "ppg": "PPG", "resp": "RESP"}
+_ALIASES = {"mlii": "ii", "mli": "i", "mliii": "iii", "pleth": "ppg"}
 _SLOT_OF = {name.casefold(): i for i, name in enumerate(SLOTS)}
+_OTHER = len(SLOTS) - 1
 _SMALLEST_MV = 1e-3  # amplitudes below count as this
 _MOST = 4096  # of any size
 MOST_PARAMETERS = 500_000_000
@@ -168,14 +169,19 @@ class Pooled(NamedTuple):
 
 
 def lead_slots(leads: Sequence[str]) -> Int[Tensor, " lead"]:
-    """Number of each lead in `SLOTS`, by name in any case; see also `canonical_lead`.
+    """Number of each lead in `SLOTS`, by name in any case; see also `bare_lead`.
+
+    `ECG II` is lead II, or `other` beside one that is called `II`.
 
     Raises:
         InputError: `repeated_lead`: two leads are one and the same.
     """
-    names = [canonical_lead(name) for name in leads]
-    names = [_ALIASES.get(name.casefold(), name) for name in names]
-    slots = [_SLOT_OF.get(name.casefold(), len(SLOTS) - 1) for name in names]
+    exact = {_SLOT_OF.get(name.strip().casefold()) for name in leads}
+    slots = [_slot_of(name.strip()) for name in leads]
+    for i, name in enumerate(leads):
+        bare = _slot_of(bare_lead(name))  # the prefix speaks of electrodes, not of a PPG
+        if slots[i] == _OTHER and bare < len(STANDARD_LEADS) and bare not in exact:
+            slots[i] = bare
     standard = [slot for slot in slots if slot < len(STANDARD_LEADS)]
     if len(set(standard)) < len(standard):
         raise InputError(
@@ -183,6 +189,11 @@ def lead_slots(leads: Sequence[str]) -> Int[Tensor, " lead"]:
             remedy="Give each lead once; `other` may stand for several.",
         )  # fmt: skip
     return torch.tensor(slots)
+
+
+def _slot_of(name: str) -> int:
+    folded = name.casefold()
+    return _SLOT_OF.get(_ALIASES.get(folded, folded), _OTHER)
 
 
 class BiosignalEncoder(nn.Module):

@@ -2,9 +2,10 @@
 
 The encoder itself takes what has been cleaned (`biosignal_encoder`); this room does to a record
 what was done to the records of its training: millivolts, less each lead's median, spikes cut at
-5 mV. A record in microvolts would be cut to nothing and one in volts is all but flat: each is
-refused, whatever else is in the batch. A single lead of another unit among others is taken for a
-bad lead, and is not noticed. It also says what a timeline's tokens are given of a record: the
+5 mV. A record in microvolts would be cut to nothing: it is refused, whatever else is in the batch.
+One in volts is all but flat, as is one whose electrodes were off: that is refused where no record
+of the batch moves further. A single lead of another unit among others is taken for a bad lead, and
+is not noticed. It also says what a timeline's tokens are given of a record: the
 summary vectors, and behind them the embedding cut into pieces of the same width.
 """
 
@@ -37,7 +38,7 @@ from tsfm.models.signal_grid import rate_ratio, read_rate, refuse_infinite, to_g
 
 LARGEST_MV = 5.0
 _SPAN_S, _MOST_MV = 2.0, 20.0  # a usual range within two seconds that no electrode measures
-_LEAST_MV = 0.01  # a largest one that is only of volts: a lead's noise has more
+LEAST_MV = 0.01  # a largest one that is only of volts, or of electrodes that are off
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class EncoderDirectory:
 
         Raises:
             InputError: Rate, leads or shape do not fit, `infinite_signal`, or `no_millivolts`: a
-                record usually moves by more than 20 within two seconds, or never by 0.01.
+                record usually moves by more than 20 within two seconds, or none that moves at all
+                does so by 0.01.
         """
         signal = self._read(signal_mv, fs_hz, leads)
         check_signal(signal, leads)
@@ -149,37 +151,45 @@ def count_wide(signal: Float[Tensor, "lead sample"], fs_hz: float | int) -> tupl
     Where the first are more than half of the second, the usual range is that of microvolts or of a
     converter's steps.
     """
-    width = min(max(round(_SPAN_S * fs_hz), 1), signal.shape[-1])
-    windows = signal[:, : signal.shape[-1] // width * width].unflatten(-1, (-1, width))
-    there = torch.isfinite(windows)
-    low = torch.where(there, windows, torch.inf).amin(-1)
-    high = torch.where(there, windows, -torch.inf).amax(-1)
-    measured = there.any(-1)
-    return int((high - low > _MOST_MV)[measured].sum()), int(measured.sum())
+    ranges, n_there = _ranges(signal, min(max(round(_SPAN_S * fs_hz), 1), signal.shape[-1]))
+    measured = n_there > 0
+    return int((ranges > _MOST_MV)[measured].sum()), int(measured.sum())
 
 
 def _check_unit(signal: Float[Tensor, "batch lead sample"], fs_hz: SupportsFloat) -> None:
-    """Refuse records that are not in millivolts; see `count_wide`."""
+    """Refuse records that are not in millivolts; see `count_wide` and `largest_range`.
+
+    A record whose electrodes were off dithers by some microvolts and looks like one in volts, so
+    one of these does not speak for the records beside it.
+    """
+    largest = 0.0
     for i, record in enumerate(signal):  # one at a time: the copies are as large as what is read
         wide, measured = count_wide(record, read_rate(fs_hz))
         if 2 * wide > measured:
             raise _no_millivolts(f"record {i} usually moves by more than {_MOST_MV:g}")
-        if 0 < _largest_range(record, read_rate(fs_hz)) < _LEAST_MV:
-            raise _no_millivolts(f"record {i} never moves by {_LEAST_MV:g}")
+        largest = max(largest, largest_range(record, read_rate(fs_hz)))
+    if 0 < largest < LEAST_MV:
+        raise _no_millivolts(f"no record moves by {LEAST_MV:g}")
 
 
-def _largest_range(signal: Float[Tensor, "lead sample"], fs_hz: float) -> float:
+def largest_range(signal: Float[Tensor, "lead sample"], fs_hz: float | int) -> float:
     """Furthest that any lead moves in two seconds that are measured for the most part, or 0.
 
     The largest, so that leads that are all but dead don't speak for the others.
     """
     width = round(_SPAN_S * fs_hz)
+    ranges, n_there = _ranges(signal, width)
+    ranges = ranges[2 * n_there >= width]
+    return float(ranges.amax()) if len(ranges) else 0.0
+
+
+def _ranges(signal: Float[Tensor, "lead sample"], width: int) -> tuple[Tensor, Tensor]:
+    """(lead, window) ranges of whole windows, and how many samples of each are measured."""
     windows = signal[:, : signal.shape[-1] // width * width].unflatten(-1, (-1, width))
     there = torch.isfinite(windows)
     low = torch.where(there, windows, torch.inf).amin(-1)
     high = torch.where(there, windows, -torch.inf).amax(-1)
-    ranges = (high - low)[2 * there.sum(-1) >= width]
-    return float(ranges.amax()) if len(ranges) else 0.0
+    return high - low, there.sum(-1)
 
 
 def _no_millivolts(what: str) -> InputError:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from safetensors.torch import save_file
@@ -142,7 +142,7 @@ def read_sizes(
 
     Args:
         values: What `config.json` holds.
-        usual: A configuration whose fields say which types are allowed.
+        usual: A configuration of the class whose fields say which types are allowed.
         place: For errors.
         complete: A missing value is an error, as that of a sampling rate must be.
 
@@ -152,10 +152,11 @@ def read_sizes(
     check_keys(values, type(usual), place)
     if complete and len(values) < len(vars(usual)):
         raise bad_signal_config("keys are missing", place)
+    kinds = get_type_hints(type(usual))
     for name, value in values.items():
-        kind = type(getattr(usual, name))
+        kind = kinds[name]
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise bad_signal_config(f"'{name}' is of the wrong type", place)
+            raise bad_signal_config(f"'{name}' is not a plain {kind.__name__}", place)
         if isinstance(value, int | float) and not 0 <= value <= _MOST:
             raise bad_signal_config(f"'{name}' asks for an impossible size", place)
     try:
@@ -170,14 +171,14 @@ def check_readable(values: Mapping[str, Any], usual: Any, place: str) -> None:
     Raises:
         InputError: It will not.
     """
+    written = json.loads(json.dumps(dict(values), default=lambda _: None))
     try:
-        if not all(isinstance(value, str | int | float) for value in values.values()):
-            raise bad_signal_config("a size that is no plain value", place)
-        read_sizes(values, usual, place, complete=True)
+        read_sizes(written, usual, place, complete=True)
     except ModelMismatch as error:
         raise InputError(
             f"what no model directory may hold: {error.message}", code=error.code, place=place,
-            remedy="Nothing was written; change the size.",
+            remedy="Nothing was written; use a plain value of the configuration's own type and"
+            " range: int(x) for a number of NumPy.",
         ) from error  # fmt: skip
 
 

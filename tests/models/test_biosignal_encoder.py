@@ -205,8 +205,16 @@ def test_names_of_leads():
     assert SLOTS[int(lead_slots(["ECG 7"])[0])] == "other"
     assert SLOTS[int(lead_slots(["lead II"])[0])] == "II"
     assert SLOTS[int(lead_slots(["ECG aVR"])[0])] == "aVR"
-    with pytest.raises(InputError, match="twice"):
-        lead_slots(["II", "MLII"])
+    assert [SLOTS[i] for i in lead_slots(["ECG MLII", "lead MLI"])] == ["II", "I"]
+    assert SLOTS[int(lead_slots(["ECG resp"])[0])] == "other"
+    for twice in (["II", "MLII"], ["II", "ii"], ["ECG II", "lead II"]):
+        with pytest.raises(InputError, match="twice"):
+            lead_slots(twice)
+
+
+def test_an_exact_name_wins_over_one_with_a_prefix():
+    leads = ["ECG II", "V1", "ii", "lead MLII"]
+    assert [SLOTS[i] for i in lead_slots(leads)] == ["other", "V1", "II", "other"]
 
 
 @pytest.mark.parametrize(

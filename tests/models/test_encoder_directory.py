@@ -49,7 +49,7 @@ def test_an_array_in_any_layout_gives_the_same_vectors(
     )
 
 
-@pytest.mark.parametrize("scale", [1000.0, 200.0])
+@pytest.mark.parametrize("scale", [1000.0, 200.0, 0.001])
 def test_another_unit_is_refused(
     encoder: EncoderDirectory, records: np.ndarray, scale: float
 ) -> None:
@@ -58,12 +58,24 @@ def test_another_unit_is_refused(
             read(scale * records, fs_hz=FS_HZ, leads=LEADS)
 
 
-@pytest.mark.parametrize("scale", [1000.0, 0.001])
-def test_a_record_of_another_unit_is_refused_whatever_is_beside_it(
-    encoder: EncoderDirectory, records: np.ndarray, scale: float
+def test_electrodes_that_were_off_refuse_no_record_beside_them(
+    encoder: EncoderDirectory, records: np.ndarray
 ) -> None:
     mixed = records.copy()
-    mixed[1] *= scale
+    mixed[1] = np.random.default_rng(0).integers(0, 6, records[1].shape) * np.float32(0.001)
+    sound = encoder.embed(mixed, fs_hz=FS_HZ, leads=LEADS)[[0, 2]]
+    own = encoder.embed(records, fs_hz=FS_HZ, leads=LEADS)[[0, 2]]
+    np.testing.assert_allclose(sound, own, atol=1e-6)
+    mixed[[0, 2]] = 0.3  # flat records say nothing of a unit
+    with pytest.raises(InputError, match="no_millivolts"):
+        encoder.embed(mixed, fs_hz=FS_HZ, leads=LEADS)
+
+
+def test_a_record_in_microvolts_is_refused_whatever_is_beside_it(
+    encoder: EncoderDirectory, records: np.ndarray
+) -> None:
+    mixed = records.copy()
+    mixed[1] *= 1000.0
     for read in (encoder.embed, encoder.encode):
         with pytest.raises(InputError, match=r"no_millivolts.*record 1"):
             read(mixed, fs_hz=FS_HZ, leads=LEADS)

@@ -1,6 +1,7 @@
 """Model directories of encoders: what was saved is loaded, and nothing else."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,33 @@ def test_facts_that_would_not_be_read_are_not_written(tmp_path, fact):
     with pytest.raises(InputError, match="bad_facts"):
         save_encoder(tmp_path / "m", BiosignalEncoder(SMALL), facts={"x": fact}, card="")
     assert not (tmp_path / "m").exists()
+
+
+def unchecked(**sizes):
+    """A configuration as it may be outside of tests, where nobody checks its types."""
+    config = replace(SMALL)
+    vars(config).update(sizes)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [({"causal": 1}, "bool"), ({"d_model": np.int64(8)}, "int"), ({"taps": 15.0}, "int")],
+    ids=str,
+)
+def test_sizes_that_would_not_be_read_are_not_written(tmp_path, size, kind):
+    encoder = BiosignalEncoder(SMALL)
+    encoder.config = unchecked(**size)
+    with pytest.raises(InputError, match=f"'{next(iter(size))}' is not a plain {kind}"):
+        save_encoder(tmp_path / "m", encoder, facts={}, card="")
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_rate_of_numpy_is_saved_and_read(tmp_path):
+    encoder = BiosignalEncoder(SMALL)
+    encoder.config = unchecked(grid_hz=np.float64(50.0))
+    save_encoder(tmp_path / "m", encoder, facts={}, card="")
+    assert open_encoder(tmp_path / "m").encoder.config == encoder.config
 
 
 def test_weights_that_would_not_be_read_are_not_written(tmp_path):

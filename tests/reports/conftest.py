@@ -53,7 +53,7 @@ def make_run(n: int = 400, *, seed: int = 0, **changes: Any) -> EvaluationData:
         outcome_days=pl.Series(np.where(event | died, draw.uniform(0, 30, n), 365.0)),
     )
     left_out = stays.head(20).with_columns(
-        pl.col("subject_id") + 100_000,
+        subject_id=pl.int_range(pl.len(), dtype=pl.Int64) + 100_000,
         eligible=pl.lit(False),
         reason=pl.lit("minor"),
         outcome=pl.lit(None, pl.String),

@@ -90,6 +90,12 @@ def test_groups_may_be_of_subjects_alone(run: EvaluationData) -> None:
     found = evaluate(replace(run, subgroups=by_subject, baselines={}), n_resamples=5)
     assert found.subgroups is not None
     assert found.subgroups["n"].sum() == 390
+    total = pl.concat(
+        [by_subject, pl.DataFrame({"subject_id": None, "sex": "all"}, by_subject.schema)]
+    )
+    again = evaluate(replace(run, subgroups=total, baselines={}), n_resamples=5)
+    assert again.subgroups is not None
+    assert again.subgroups.equals(found.subgroups)
 
 
 def test_the_same_run_gives_the_same_figures(run: EvaluationData, found: Evaluation) -> None:

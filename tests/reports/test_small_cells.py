@@ -49,24 +49,53 @@ def test_a_count_of_few_is_said_to_be_one() -> None:
 
 
 def test_alerts_of_few_are_not_shown() -> None:
-    single = stays(list(range(100)), np.linspace(0.9, 0.1, 100).tolist())
-    assert alerts_shown(single, [0.05, 0.1, 0.2], 0.1) == [0.2]
+    single = stays(list(range(200)), np.linspace(0.9, 0.1, 200).tolist())
+    assert alerts_shown(single, [0.03, 0.05, 0.2], 0.05) == [0.2]
     assert alerts_shown(single, [0.2, 0.95, 1.0], 0.2) == [0.2, 1.0]
-    # Twenty alerts, all of them for one subject.
-    one = pl.when(pl.int_range(100) < 20).then(0).otherwise("subject_id")
+    # Forty alerts, all of them for one subject.
+    one = pl.when(pl.int_range(200) < 40).then(0).otherwise("subject_id")
     often = single.with_columns(one.alias("subject_id"))
     assert alerts_shown(often, [0.2, 0.5], 0.2) == [0.5]
 
 
 def test_two_capacities_do_not_leave_a_few_alerts_between_them() -> None:
-    single = stays(list(range(390)), np.linspace(0.9, 0.1, 390).tolist())
+    single = stays(list(range(600)), np.linspace(0.9, 0.1, 600).tolist())
     assert alerts_shown(single, [0.05, 0.1, 0.2], 0.1) == [0.05, 0.1, 0.2]
-    assert alerts_shown(single, [0.05, 0.1, 0.125, 0.2], 0.125) == [0.05, 0.125, 0.2]
+    assert alerts_shown(single, [0.05, 0.1, 0.11, 0.2], 0.11) == [0.05, 0.11, 0.2]
+
+
+def test_alerts_do_not_tell_that_a_few_have_the_outcome_or_lack_it() -> None:
+    def shown(ill: list[int], p: list[float] | None = None) -> list[float]:
+        labelled = stays(list(range(400)), p or np.linspace(0.9, 0.1, 400).tolist())
+        labelled = labelled.with_columns(boolean_value=pl.col("subject_id").is_in(ill))
+        found = alerts_shown(labelled, [0.1, 0.2, 0.4], 0.1)
+        lacking = labelled.with_columns(~pl.col("boolean_value"))
+        assert alerts_shown(lacking, [0.1, 0.2, 0.4], 0.1) == found
+        return found
+
+    every = list(range(0, 400, 2))
+    assert shown(every) == [0.1, 0.2, 0.4]
+    assert shown([7, *range(200, 229)]) == []  # one of those alerted
+    assert shown([i for i in every if i < 160 or i > 390]) == [0.1, 0.2]  # four of those left over
+    assert shown([i for i in every if not 40 <= i < 76]) == [0.1, 0.4]  # two between the first two
+    assert shown([i for i in every if not 40 <= i < 80]) == [0.1, 0.2, 0.4]  # none
+    # Ten alerts among 290 that tie: about four of them.
+    tied = [*np.linspace(0.9, 0.6, 30).tolist(), *[0.5] * 290, *np.linspace(0.4, 0.1, 80).tolist()]
+    assert 0.1 not in shown([*range(4), *range(30, 160), *range(330, 360)], tied)
+
+
+def test_an_ordinary_report_keeps_its_alerts() -> None:
+    draw = np.random.default_rng(0)
+    p = draw.beta(1.5, 12, 3000)
+    labelled = stays((np.arange(3000) // 2).tolist(), p.tolist())
+    labelled = labelled.with_columns(boolean_value=pl.Series(draw.random(3000) < p))
+    assert 300 < labelled["boolean_value"].sum() < 360
+    assert alerts_shown(labelled, [0.05, 0.1, 0.15, 0.2], 0.15) == [0.05, 0.1, 0.15, 0.2]
 
 
 def test_alerts_that_are_not_shown_are_nowhere(make: Any) -> None:
-    data = make(100, baselines={}, subgroups=None)
-    data = with_events(data, 25)
+    data = make(200, baselines={}, subgroups=None)
+    data = with_events(data, 60)
     found = evaluate(data, n_resamples=2)
     assert list(found.alerts) == [0.05, 0.1, 0.2]
     assert list(found.as_dict()["alerts"]) == ["0.2"]
@@ -123,8 +152,28 @@ def test_reasons_of_few_are_counted_together() -> None:
     assert pooled_reasons({"a": 6, "b": 6, "minor": 50}) == {"minor": 50, "other reasons": 12}
     together = {"died": 60, "other reasons": 52}
     assert pooled_reasons({"hospice": 2, "died": 60, "minor": 50}) == together
-    assert pooled_reasons({"hospice": 2}) == {"other reasons": 2}
+    assert pooled_reasons({"hospice": 2}) == {"other reasons": None}
     assert pooled_reasons({}) == {}
+
+
+def test_a_reason_of_few_subjects_is_no_count_of_their_stays() -> None:
+    def rows(**subjects: list[int]) -> pl.DataFrame:
+        found = [(subject, reason) for reason, own in subjects.items() for subject in own]
+        return pl.DataFrame(found, schema=["subject_id", "reason"], orient="row")
+
+    minors, often = list(range(50)), [7] * 12
+    left_out = rows(minor=minors, died=often)
+    assert pooled_reasons({"minor": 50, "died": 12}, left_out) == {"other reasons": 62}
+    assert pooled_reasons({"died": 12}, rows(died=often)) == {"other reasons": None}
+    # Six of each, the same six: what they have in common is of six subjects still.
+    twice = rows(minor=minors, a=[0, 1, 2, 3, 4, 5], b=[0, 1, 2, 3, 4, 5])
+    assert pooled_reasons({"minor": 50, "a": 6, "b": 6}, twice) == {"other reasons": 62}
+    # Of a split's stays alone it is not known whose the others are.
+    counts = {"minor": 90, "died": 12, "hospice": 15}
+    part = rows(minor=minors, died=[60, 61])
+    assert pooled_reasons(counts, part) == {"other reasons": 117}
+    unknown = left_out.with_columns(reason=pl.lit(None, pl.String))
+    assert pooled_reasons({"unknown": 62}, unknown) == {"unknown": 62}
 
 
 def test_the_page_names_no_reason_of_few(make: Any) -> None:
@@ -142,7 +191,11 @@ def test_the_page_names_no_reason_of_few(make: Any) -> None:
     assert "not eligible: other reasons 20" in told
     assert "Stays looked at 420" in told
     told = page(whole.cohort.filter(pl.col("eligible") | first))
-    assert "not eligible: other reasons fewer than 11" in told
+    assert "not eligible: other reasons of fewer than 11 subjects" in told
+    assert "Stays looked at not shown" in told
+    one = pl.when(left_out).then(100_000).otherwise("subject_id").alias("subject_id")
+    told = page(whole.cohort.with_columns(one))
+    assert "not eligible: other reasons of fewer than 11 subjects" in told
     assert "Stays looked at not shown" in told
     two = pl.when(left_out & (pl.int_range(pl.len()) % 2 == 0)).then(pl.lit("died"))
     many = pl.concat([whole.cohort, whole.cohort.filter(left_out).with_columns(

@@ -138,6 +138,31 @@ def test_what_embed_refuses_is_counted_and_spoils_no_other_record(tmp_path, enco
     np.testing.assert_allclose(found.vectors, good.vectors, atol=1e-6)
 
 
+def test_volts_called_millivolts_are_counted_by_all_windows_of_a_record(tmp_path, encoder):
+    still_first = wave(70.0)
+    still_first[:3000] *= 0.001  # electrodes that were off at first
+    write_signals(
+        tmp_path,
+        [
+            [lead("II", 0.001 * wave(70.0)), lead("V2", 0.002 * wave(70.0))],
+            [lead("II", still_first)],
+            [lead("II", np.zeros(1000, np.float32))],
+            [lead("II", 0.001 * wave(), units="V")],
+        ],
+    )
+    summary = encode_signals(tmp_path, encoder, progress=False)
+    assert summary.left == {"no_millivolts": 1}
+    assert SignalVectors.open(tmp_path / FOLDER).signal_id == ("s1", "s2", "s3")
+
+
+def test_the_lead_of_the_exact_name_is_read_before_one_with_a_prefix(tmp_path, encoder):
+    other, own = lead("ECG II", wave(seed=3)), lead("II", wave())
+    write_signals(tmp_path, [[other, own], [own]])
+    assert encode_signals(tmp_path, encoder, progress=False).encoded == 2
+    vectors = SignalVectors.open(tmp_path / FOLDER).vectors
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+
+
 def test_a_lead_may_be_called_a_lead(tmp_path, encoder):
     write_signals(tmp_path, [[lead("lead II", wave())], [lead("ECG I", wave())]])
     assert encode_signals(tmp_path, encoder, progress=False).encoded == 2

@@ -295,6 +295,17 @@ def test_a_prefix_does_not_hide_a_lead(tmp_path: Path) -> None:
     assert [canonical_lead(n) for n in names] == ["II", "V3", "I", "IECG", "ECG", "ECG 7"]
 
 
+def test_the_names_of_a_record_tell_its_leads_apart(tmp_path: Path) -> None:
+    values = [np.array([100 * i], dtype=np.int16) for i in range(2)]
+    store = write(tmp_path, lead("ECG II", values[0]), lead("ii", values[1]), lead("Lead V1"))
+    record = store.read_record("s1")
+    assert record.leads == ("ECG II", "II", "V1")
+    assert store.read_record("s1", ["II", "ecg ii", "aVR"]).leads == ("II", "ECG II", "aVR")
+    for name, signal in zip(record.leads, record.values, strict=True):
+        np.testing.assert_array_equal(store.read("s1", name), signal)
+    assert store.read_digital("s1", "lead II").tolist() == [100]
+
+
 def test_what_is_not_there_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         SignalStore(tmp_path)

@@ -17,7 +17,8 @@ those of two nights, is not looked at.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import permutations
+from dataclasses import dataclass, field
+from itertools import combinations, permutations
 
 import numpy as np
 import polars as pl
@@ -96,7 +97,7 @@ def subgroup_table(
     return pl.DataFrame(rows, schema=_COLUMNS).fill_nan(None)
 
 
-def is_few(n_subjects: int) -> bool:
+def is_few(n_subjects: float) -> bool:
     """Whether a number of subjects is a small cell; none at all are nobody."""
     return 0 < n_subjects < SMALLEST_CELL
 
@@ -118,75 +119,167 @@ def _hidden(
         counted: Rows that are counted: all, or those with the outcome, or without.
         before: Groups that are hidden already.
     """
-    found: dict[str, set[str]] = {}
-    for column in groups.columns:
-        rows = {g: groups[column].eq(g).to_numpy() & counted for g in groups[column].unique()}
-        sizes = {group: len(np.unique(owner[own])) for group, own in rows.items()}
-        order = sorted(sizes, key=lambda group: (sizes[group], group))
-        few = {g for g in order if is_few(sizes[g]) and g not in before[column]}
-        hidden = few | {group for group in order if group in before[column]}
-        shown = [group for group in order if group not in hidden]
-        shown = [group for group in shown if sizes[group]]
-        while (
-            few
-            and shown
-            and is_few(len(np.unique(owner[np.any([rows[g] for g in hidden], axis=0)])))
-        ):
-            hidden.add(shown.pop(0))
-        found[column] = hidden
-    while told := _told_across(groups, owner, counted, found):
-        column, more = min(told, key=lambda one: len(one[1]))
-        found[column] |= more  # at least one group a round: it ends
-    return found
+    found = {c: _hidden_alone(groups[c], owner, counted, before[c]) for c in groups.columns}
+    known = _Known(groups, owner, counted, found)
+    while told := known.told():
+        known.hide(*told)  # at least one group a round: it ends
+    return known.hidden
 
 
-def _told_across(
-    groups: pl.DataFrame,
-    owner: NDArray[np.int64],
-    counted: NDArray[np.bool_],
-    hidden: Mapping[str, set[str]],
-) -> list[tuple[str, set[str]]]:
-    """Columns and the groups to hide in them, where a few could be had across columns."""
-    told: list[tuple[str, set[str]]] = []
-    known = {column: _Known(groups[column], hidden[column]) for column in hidden}
-    for outer, inner in permutations(known.values(), 2):
-        for cell in range(len(outer.names)):
-            inside = outer.cell == cell
-            within = np.bincount(inner.cell[inside], minlength=len(inner.names)) == inner.n_rows
-            rest = inside & ~within[inner.cell] & counted
-            if within.any() and is_few(len(np.unique(owner[rest]))):
-                told.append((inner.column, inner.more(within, set(inner.cell[rest].tolist()))))
-    return told
+def _hidden_alone(
+    group: pl.Series, owner: NDArray[np.int64], counted: NDArray[np.bool_], before: set[str]
+) -> set[str]:
+    """Groups to hide in a column that stands alone: small ones, those of `before`, the next."""
+    rows = pl.DataFrame({"group": group, "owner": owner, "counted": counted})
+    asked = pl.col("owner").filter("counted").n_unique()
+    sizes = dict(rows.group_by("group").agg(asked).iter_rows())
+    order = sorted(sizes, key=lambda group: (sizes[group], group))
+    few = {g for g in order if is_few(sizes[g]) and g not in before}
+    hidden = few | {group for group in order if group in before}
+    shown = [group for group in order if group not in hidden and sizes[group]]
+    together = rows.filter(pl.col("counted") & pl.col("group").is_in(sorted(hidden)))
+    if few and shown and is_few(together["owner"].n_unique()):
+        hidden.add(shown[0])  # of eleven subjects or more, so it is enough
+    return hidden
+
+
+@dataclass
+class _Shared:
+    """Rows that a cell of one column and a cell of another have in common.
+
+    Attributes:
+        n_rows: Number of the rows.
+        owners: Subjects of those that are counted; of more than a small cell, some of them.
+    """
+
+    n_rows: int = 0
+    owners: set[int] = field(default_factory=set[int])
+
+    def take(self, other: _Shared) -> None:
+        """Join the rows of another cell."""
+        self.n_rows += other.n_rows
+        self.owners |= other.owners
 
 
 class _Known:
-    """What can be known of a column: its shown groups, and its hidden ones together.
+    """What can be known of the columns together.
+
+    A cell is a shown group, or, named None, all hidden groups of its column: what these hold
+    together is what the shown ones leave over. Rows are counted once, by pairs of columns; a group
+    that is hidden is joined to the hidden cell, and only the cells that it meets are asked anew.
 
     Attributes:
-        names: Of the shown groups, None for the hidden ones.
-        cell: Index in `names`, a row each.
-        n_rows: Rows of each.
+        hidden: Groups of each column that are not shown.
     """
 
-    def __init__(self, group: pl.Series, hidden: set[str]) -> None:
-        self.column = group.name
-        self.names: list[str | None] = sorted(set(group) - hidden)
-        self.names += [None] if hidden else []
-        last = len(self.names) - 1
-        place = {name: i for i, name in enumerate(self.names)}
-        self.cell = np.array([place.get(name, last) for name in group], np.int64)
-        self.n_rows = np.bincount(self.cell, minlength=len(self.names))
+    def __init__(
+        self,
+        groups: pl.DataFrame,
+        owner: NDArray[np.int64],
+        counted: NDArray[np.bool_],
+        hidden: dict[str, set[str]],
+    ) -> None:
+        self.hidden = hidden
+        cells = groups.select(
+            pl.when(~pl.col(c).is_in(sorted(hidden[c]))).then(pl.col(c)) for c in groups.columns
+        )
+        self._n_rows: dict[str, dict[str | None, int]] = {
+            c: dict(cells[c].value_counts().iter_rows()) for c in cells.columns
+        }
+        self._rank = {pair: i for i, pair in enumerate(permutations(cells.columns, 2))}
+        self._shared: dict[tuple[str, str], dict[str | None, dict[str | None, _Shared]]] = {
+            pair: {cell: {} for cell in self._n_rows[pair[0]]} for pair in self._rank
+        }
+        owners = pl.col("owner").filter("counted").unique().head(SMALLEST_CELL)
+        for one, other in combinations(cells.columns, 2):
+            rows = pl.DataFrame(
+                {"one": cells[one], "other": cells[other], "owner": owner, "counted": counted}
+            )
+            found = rows.group_by("one", "other").agg(pl.len(), owners)
+            for a, b, n_rows, subjects in found.iter_rows():
+                shared = _Shared(n_rows, set(subjects))
+                self._shared[one, other][a][b] = self._shared[other, one][b][a] = shared
+        self._told: set[tuple[str, str, str | None]] = set()
+        for outer, inner in self._rank:
+            for cell in self._shared[outer, inner]:
+                self._ask(outer, inner, cell)
 
-    def more(self, within: NDArray[np.bool_], rest: set[int]) -> set[str]:
-        """Groups to hide so that those `within` another no longer leave the `rest` of it over.
+    def told(self) -> tuple[str, set[str]] | None:
+        """A column and the groups to hide in it, where a few could be had; None where nowhere.
 
-        What is hidden must reach beyond the other group, or it would still be known within it.
+        Of several such, one for which a single group is enough, else the first.
         """
-        order = [i for i in np.argsort(self.n_rows, kind="stable") if self.names[i] is not None]
-        inside, beyond = [i for i in order if within[i]][:1], [i for i in order if i in rest][:1]
-        if None not in self.names:
-            return {str(self.names[i]) for i in inside + beyond}
-        return {str(self.names[i]) for i in (beyond if within[-1] else inside)}
+        if not self._told:
+            return None
+        outer, inner, cell = min(
+            self._told,
+            key=lambda one: (not self.hidden[one[1]], self._rank[one[:2]], _in_order(one[2])),
+        )
+        return inner, self._more(outer, inner, cell)
+
+    def hide(self, column: str, more: set[str]) -> None:
+        """Hide these shown groups of a column, too."""
+        self.hidden[column] |= more
+        n_rows = self._n_rows[column]
+        n_rows[None] = n_rows.get(None, 0) + sum(n_rows.pop(group) for group in more)
+        for other in (name for name in self._n_rows if name != column):
+            mine, theirs = self._shared[column, other], self._shared[other, column]
+            hidden = mine.setdefault(None, {})
+            # What was hidden may have been all within one cell, and no longer be.
+            met = set(hidden) if len(hidden) == 1 else set[str | None]()
+            for group in more:
+                self._told.discard((column, other, group))
+                for cell, shared in mine.pop(group).items():
+                    del theirs[cell][group]
+                    theirs[cell][None] = hidden.setdefault(cell, _Shared())
+                    hidden[cell].take(shared)
+                    met.add(cell)
+            self._ask(column, other, None)
+            for cell in met:
+                self._ask(other, column, cell)
+
+    def _ask(self, outer: str, inner: str, cell: str | None) -> None:
+        """Note whether the cells of `inner` that lie within the cell leave a few of it over."""
+        within, rest = self._split(outer, inner, cell)
+        subjects: set[int] = set()
+        for other in rest if within else ():
+            subjects |= self._shared[outer, inner][cell][other].owners
+            if len(subjects) >= SMALLEST_CELL:
+                break
+        asked = (outer, inner, cell)
+        (self._told.add if is_few(len(subjects)) else self._told.discard)(asked)
+
+    def _split(
+        self, outer: str, inner: str, cell: str | None
+    ) -> tuple[list[str | None], list[str | None]]:
+        """Cells of `inner` that lie within the cell, and those that have others of its rows."""
+        shared = self._shared[outer, inner][cell]
+        n_rows = self._n_rows[inner]
+        within = [other for other, both in shared.items() if both.n_rows == n_rows[other]]
+        rest = [other for other, both in shared.items() if both.n_rows < n_rows[other]]
+        return within, rest
+
+    def _more(self, outer: str, inner: str, cell: str | None) -> set[str]:
+        """Groups to hide so that those within the cell no longer leave the rest of it over.
+
+        What is hidden must reach beyond the cell, or it would still be known within it.
+        """
+        within, rest = self._split(outer, inner, cell)
+        n_rows, shared = self._n_rows[inner], self._shared[outer, inner][cell]
+        left = [other for other in rest if shared[other].owners]
+
+        def smallest(cells: list[str | None]) -> set[str]:
+            named = [group for group in cells if group is not None]
+            return set(sorted(named, key=lambda group: (n_rows[group], group))[:1])
+
+        if not self.hidden[inner]:
+            return smallest(within) | smallest(left)
+        return smallest(left if None in within else within)
+
+
+def _in_order(cell: str | None) -> tuple[bool, str]:
+    """Shown groups by name, the hidden ones last."""
+    return cell is None, cell or ""
 
 
 def _measure(part: pl.DataFrame, n: int, seed: int) -> dict[str, object]:

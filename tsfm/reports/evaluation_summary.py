@@ -365,7 +365,8 @@ def _subgroups(
         return None
     key = [schema.SUBJECT_ID]
     key += [schema.PREDICTION_TIME] if schema.PREDICTION_TIME in groups.columns else []
-    groups = groups.drop_nulls(key)  # a row of totals, or of nobody
+    # A row of totals, or of nobody.
+    groups = groups.drop_nulls([name for name in key if name in groups.columns])
     kinds = pa.schema([schema.LABELS.field(name) for name in key])
     known = pl.DataFrame(schema.align(groups.to_arrow(), kinds, place="subgroups"))
     columns = [c for c in groups.columns if c not in key]

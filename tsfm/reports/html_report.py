@@ -1,9 +1,9 @@
 """The evaluation as one HTML page that can be sent, printed and archived.
 
 The page holds aggregates only, no row of a patient, and no figure of so few that it would tell of
-one (`Evaluation.shown`). It is one file: styles and figures are inside,
-there is no script, and its content policy forbids every request, so that it reads the same in an
-air-gapped hospital and in ten years. The same input gives the same bytes.
+one (`Evaluation.shown`), but for the curves: see `tsfm.reports.small_cells`. It is one file: styles
+and figures are inside, there is no script, and its content policy forbids every request, so that it
+reads the same in an air-gapped hospital and in ten years. The same input gives the same bytes.
 
 Words are in `evaluation_report.html.j2`; figures come from `tsfm.reports.figures`, numbers from
 `tsfm.reports.evaluation_summary`.
@@ -22,7 +22,7 @@ import polars as pl
 
 from tsfm import schema
 from tsfm.errors import InputError
-from tsfm.evaluation.subgroups import SMALLEST_CELL, is_few
+from tsfm.evaluation.subgroups import SMALLEST_CELL
 from tsfm.reports.evaluation_data import EvaluationData, check_events, keep_split, load_run
 from tsfm.reports.evaluation_summary import (
     NOTHING,
@@ -33,7 +33,7 @@ from tsfm.reports.evaluation_summary import (
     number,
     with_interval,
 )
-from tsfm.reports.small_cells import pooled_reasons, shown_count
+from tsfm.reports.small_cells import pooled_reasons
 from tsfm.reports.tables import html_table
 
 FILE_NAME = "report.html"
@@ -165,10 +165,15 @@ def _counts_table(data: EvaluationData, evaluation: Evaluation) -> Any:
     counts = StayCounts(**stored) if stored else count_stays(data.scores, data.cohort)
     # Without a cohort nobody says how many stays the task did not ask for.
     # A reason tells of a patient, such as a discharge to a hospice; that one wasn't scored, no.
-    left_out = {k: shown_count(n) for k, n in pooled_reasons(counts.not_eligible).items()}
-    seen = "not shown" if is_few(counts.seen - counts.eligible) else f"{counts.seen:,}"
+    left_out = None if data.cohort is None else data.cohort.filter(~pl.col("eligible"))
+    by_reason = pooled_reasons(counts.not_eligible, left_out)
+    few = f"of fewer than {SMALLEST_CELL} subjects"
+    seen = "not shown" if None in by_reason.values() else f"{counts.seen:,}"
     cells = [["Stays looked at", seen]] if stored or data.cohort is not None else []
-    cells += [[f"\N{EM DASH} not eligible: {_words(k)}", n] for k, n in left_out.items()]
+    cells += [
+        [f"\N{EM DASH} not eligible: {_words(k)}", few if n is None else f"{n:,}"]
+        for k, n in by_reason.items()
+    ]
     cells += [["Eligible stays", f"{counts.eligible:,}"]]
     cells += [
         [f"\N{EM DASH} not scored: {_words(k)}", f"{n:,}"] for k, n in counts.not_scored.items()
@@ -272,7 +277,8 @@ def _figures(data: EvaluationData, evaluation: Evaluation) -> dict[str, Any]:
                 figures.reliability_plot(
                     y,
                     p,
-                    # A point of fewer subjects than a cell would be close to one of them.
+                    # A point of fewer subjects than a cell would be close to one of them. That
+                    # few of its subjects have the outcome is ordinary, and shown.
                     n_bins=max(1, min(10, evaluation.n_subjects // SMALLEST_CELL)),
                     slope=ours.slope,
                     intercept=ours.intercept,

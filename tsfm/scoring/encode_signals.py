@@ -8,7 +8,9 @@ it has ended, as its event's `available_time` says, so vectors of the whole reco
 Records are read in windows, so that a week-long one needs no more memory than a short one; its
 vectors are the windows' means, weighted by how much of each was measured. Records that have nothing
 to encode, move like no millivolts whatever their header says, or hold infinite values, are counted
-and get no vectors: their tokens say that there was a record, and no more.
+and get no vectors: their tokens say that there was a record, and no more. A record that moves, but
+never by as much as a heart's, is in volts or had its electrodes off. It is left by itself here,
+where `EncoderDirectory.embed` refuses no batch for it.
 """
 
 from __future__ import annotations
@@ -29,14 +31,16 @@ from tsfm import schema
 from tsfm.errors import InputError
 from tsfm.models.biosignal_encoder import SLOTS, lead_slots
 from tsfm.models.encoder_directory import (
+    LEAST_MV,
     EncoderDirectory,
     count_wide,
+    largest_range,
     level,
     open_encoder,
     token_vectors,
 )
 from tsfm.models.signal_grid import MAX_HZ, MIN_HZ, to_grid
-from tsfm.signals.store import STANDARD_LEADS, SignalStore
+from tsfm.signals.store import STANDARD_LEADS, SignalStore, bare_lead
 from tsfm.tokens.signal_vectors import FOLDER, SignalVectors, hash_signals
 
 NO_LEAD, NO_UNIT, NO_RATE = "no_standard_lead", "no_electric_unit", "rate_out_of_range"
@@ -81,11 +85,13 @@ class _Faults:
     Attributes:
         wide: Stretches that move further than electrodes do; see `count_wide`.
         measured: All stretches.
+        largest: Furthest that a lead moves; see `largest_range`.
         infinite: Whether a value is.
     """
 
     wide: int = 0
     measured: int = 0
+    largest: float = 0.0
     infinite: bool = False
 
     @property
@@ -93,7 +99,8 @@ class _Faults:
         """Why the record can't be read; None where it can."""
         if self.infinite:
             return INFINITE
-        return NO_MILLIVOLTS if 2 * self.wide > self.measured else None
+        small = 0 < self.largest < LEAST_MV
+        return NO_MILLIVOLTS if small or 2 * self.wide > self.measured else None
 
 
 def encode_signals(
@@ -201,9 +208,12 @@ def _known_leads(leads: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
     other = len(SLOTS) - 1
     slot = [int(lead_slots([name])[0]) for name in leads["lead"].to_list()]
     unit = [_TO_MV.get((u or "").strip().casefold()) for u in leads["units"].to_list()]
+    # `II` comes before `ECG II`, as in `lead_slots`: the first of a slot is read.
+    prefixed = [bare_lead(name) != name.strip() for name in leads["lead"].to_list()]
     table = leads.with_columns(
-        pl.Series("_slot", slot), pl.Series("_mv", unit, dtype=pl.Float64)
-    )  # fmt: skip
+        pl.Series("_slot", slot), pl.Series("_mv", unit, dtype=pl.Float64),
+        pl.Series("_prefixed", prefixed),
+    ).sort("_prefixed", maintain_order=True)  # fmt: skip
     ecg = table.filter((pl.col("_slot") != other) & (pl.col("_slot") < len(STANDARD_LEADS)))
     electric = ecg.filter(pl.col("_mv").is_not_null())
     read = electric.filter(pl.col("fs_hz").is_between(MIN_HZ, MAX_HZ))
@@ -239,6 +249,7 @@ def _windows(
                 wide, measured = count_wide(signal[None], fs_hz)
                 faults.wide += wide
                 faults.measured += measured
+                faults.largest = max(faults.largest, largest_range(signal[None], fs_hz))
                 on_grid = to_grid(level(signal)[None, None], fs_hz=fs_hz, grid_hz=grid_hz)
                 parts.append((on_grid[0][0, 0], on_grid[1][0, 0]))
             else:

@@ -39,6 +39,7 @@ __all__ = [
     "SignalRecord",
     "SignalStore",
     "SignalWriter",
+    "bare_lead",
     "canonical_lead",
     "find_runs",
 ]
@@ -59,7 +60,8 @@ class SignalRecord:
         subject_id: Whose record it is.
         record: Name in the source.
         start_time: Of the record on the data set's clock; None where it is not known.
-        leads: Names as asked, the twelve standard ones in their usual spelling.
+        leads: Names as asked, the twelve standard ones in their usual spelling; the stored name of
+            a lead whose usual one means another, as that of `ECG II` beside `II` does.
         values: One float32 array a lead, NaN in gaps. An absent lead is all NaN, with the rate and
             length of the first lead that is present.
         fs_hz: Sampling rate of each array.
@@ -78,6 +80,15 @@ class SignalRecord:
     present: npt.NDArray[np.bool_]
 
 
+def bare_lead(name: str) -> str:
+    """A name without outer blanks and without a prefix that says only that it is a lead's.
+
+    >>> bare_lead("ECG MLII"), bare_lead("lead II"), bare_lead("V1")
+    ('MLII', 'II', 'V1')
+    """
+    return _PREFIX.sub("", name.strip(), count=1)
+
+
 def canonical_lead(name: str) -> str:
     """The usual spelling of a standard lead, which may be called `lead II` or `ECG II` as well.
 
@@ -86,8 +97,7 @@ def canonical_lead(name: str) -> str:
     >>> canonical_lead("AVR"), canonical_lead("lead II"), canonical_lead("MLII")
     ('aVR', 'II', 'MLII')
     """
-    name = name.strip()
-    return _STANDARD.get(_PREFIX.sub("", name, count=1).casefold(), name)
+    return _STANDARD.get(bare_lead(name).casefold(), name.strip())
 
 
 class SignalStore:
@@ -226,7 +236,12 @@ class SignalStore:
             subject_id=first[schema.SUBJECT_ID],
             record=first["record"],
             start_time=first["start_time"],
-            leads=tuple(canonical_lead(name) for name in asked),
+            leads=tuple(
+                usual if number in (None, _find_lead(known, usual)) else row["lead"]
+                for usual, number, row in zip(
+                    map(canonical_lead, asked), numbers, rows, strict=True
+                )
+            ),
             values=values,
             fs_hz=tuple(row["fs_hz"] for row in rows),
             units=tuple(
@@ -325,11 +340,11 @@ class SignalStore:
 def _find_lead(leads: dict[str, int], name: str) -> int | None:
     if name in leads:
         return leads[name]
-    folded = name.strip().casefold()
-    for lead, row in leads.items():
-        if lead.strip().casefold() == folded:
-            return row
     usual = canonical_lead(name)
+    for folded in (name.strip().casefold(), usual.casefold()):
+        for lead, row in leads.items():
+            if lead.strip().casefold() == folded:
+                return row
     return next((row for lead, row in leads.items() if canonical_lead(lead) == usual), None)
 
 
