@@ -5,10 +5,9 @@ every stay a day after its admission: nobody can rank better than those. Six tim
 pretrained from different seeds, each is fine-tuned to the three tasks at once, and held-out
 patients are asked about: `ours` is the mean of the six, `boosting` the mean of five fits on count
 features and slopes, and `stack` is both, weighed on the tuning patients, who have also stopped all
-trainings.
-With the true risks known, the AUROC to be expected is told without the luck of what happened; what
-happened is told beside it. The integrated Brier score judges the whole course of the time to
-readmission.
+trainings. With the true risks known, the AUROC to be expected is told without the luck of what
+happened; what happened is told beside it. The integrated Brier score judges the whole course of the
+time to readmission.
 
     python benchmarks/timeline_ceiling.py --out ceiling            10,000 patients
     python benchmarks/timeline_ceiling.py --out ceiling --quick    a small one, to see that it runs

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 import torch
@@ -145,42 +145,48 @@ def level(signal_mv: Float[Tensor, "*record sample"]) -> Float[Tensor, "*record 
     return (signal_mv - middle).clamp(-LARGEST_MV, LARGEST_MV)
 
 
-def count_wide(signal: Float[Tensor, "lead sample"], fs_hz: float | int) -> tuple[int, int]:
-    """Stretches of two seconds that move further than electrodes do, and all that are measured.
+class Movement(NamedTuple):
+    """How far leads move within two seconds.
 
-    Where the first are more than half of the second, the usual range is that of microvolts or of a
+    Where `wide` is more than half of `measured`, the usual range is that of microvolts or of a
     converter's steps.
+
+    Attributes:
+        wide: Stretches of two seconds that move further than electrodes do.
+        measured: Stretches that anything was measured in.
+        largest: Furthest that any lead moves in a stretch that is measured for the most part, or 0;
+            the largest, so that leads that are all but dead don't speak for the others.
     """
-    ranges, n_there = _ranges(signal, min(max(round(_SPAN_S * fs_hz), 1), signal.shape[-1]))
+
+    wide: int
+    measured: int
+    largest: float
+
+
+def movement(signal: Float[Tensor, "lead sample"], fs_hz: float | int) -> Movement:
+    """How far the leads of one record move; of less than two seconds, in what there is."""
+    whole = round(_SPAN_S * fs_hz)
+    ranges, n_there = _ranges(signal, min(max(whole, 1), signal.shape[-1]))
     measured = n_there > 0
-    return int((ranges > _MOST_MV)[measured].sum()), int(measured.sum())
+    told = ranges[2 * n_there >= max(whole, 1)]
+    largest = float(told.amax()) if len(told) and signal.shape[-1] >= whole else 0.0
+    return Movement(int((ranges > _MOST_MV)[measured].sum()), int(measured.sum()), largest)
 
 
 def _check_unit(signal: Float[Tensor, "batch lead sample"], fs_hz: SupportsFloat) -> None:
-    """Refuse records that are not in millivolts; see `count_wide` and `largest_range`.
+    """Refuse records that are not in millivolts; see `Movement`.
 
     A record whose electrodes were off dithers by some microvolts and looks like one in volts, so
     one of these does not speak for the records beside it.
     """
     largest = 0.0
     for i, record in enumerate(signal):  # one at a time: the copies are as large as what is read
-        wide, measured = count_wide(record, read_rate(fs_hz))
-        if 2 * wide > measured:
+        moved = movement(record, read_rate(fs_hz))
+        if 2 * moved.wide > moved.measured:
             raise _no_millivolts(f"record {i} usually moves by more than {_MOST_MV:g}")
-        largest = max(largest, largest_range(record, read_rate(fs_hz)))
+        largest = max(largest, moved.largest)
     if 0 < largest < LEAST_MV:
         raise _no_millivolts(f"no record moves by {LEAST_MV:g}")
-
-
-def largest_range(signal: Float[Tensor, "lead sample"], fs_hz: float | int) -> float:
-    """Furthest that any lead moves in two seconds that are measured for the most part, or 0.
-
-    The largest, so that leads that are all but dead don't speak for the others.
-    """
-    width = round(_SPAN_S * fs_hz)
-    ranges, n_there = _ranges(signal, width)
-    ranges = ranges[2 * n_there >= width]
-    return float(ranges.amax()) if len(ranges) else 0.0
 
 
 def _ranges(signal: Float[Tensor, "lead sample"], width: int) -> tuple[Tensor, Tensor]:

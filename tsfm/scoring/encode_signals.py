@@ -33,9 +33,8 @@ from tsfm.models.biosignal_encoder import SLOTS, lead_slots
 from tsfm.models.encoder_directory import (
     LEAST_MV,
     EncoderDirectory,
-    count_wide,
-    largest_range,
     level,
+    movement,
     open_encoder,
     token_vectors,
 )
@@ -83,9 +82,9 @@ class _Faults:
     """What speaks against a record: it is told by all windows together.
 
     Attributes:
-        wide: Stretches that move further than electrodes do; see `count_wide`.
+        wide: Stretches that move further than electrodes do; see `Movement`.
         measured: All stretches.
-        largest: Furthest that a lead moves; see `largest_range`.
+        largest: Furthest that a lead moves; see `Movement`.
         infinite: Whether a value is.
     """
 
@@ -246,10 +245,10 @@ def _windows(
             if faults.infinite:
                 return
             if len(signal):
-                wide, measured = count_wide(signal[None], fs_hz)
-                faults.wide += wide
-                faults.measured += measured
-                faults.largest = max(faults.largest, largest_range(signal[None], fs_hz))
+                moved = movement(signal[None], fs_hz)
+                faults.wide += moved.wide
+                faults.measured += moved.measured
+                faults.largest = max(faults.largest, moved.largest)
                 on_grid = to_grid(level(signal)[None, None], fs_hz=fs_hz, grid_hz=grid_hz)
                 parts.append((on_grid[0][0, 0], on_grid[1][0, 0]))
             else:
