@@ -40,7 +40,7 @@ from tsfm.ingest.fhir_survey import (
     reason_of,
 )
 from tsfm.ingest.provenance import IngestSummary, dataset_facts, source_name
-from tsfm.ingest.quarantine import Quarantine
+from tsfm.ingest.quarantine import Quarantine, check_largest_share
 
 _MAPPINGS: dict[str, Callable[[Any, EventBatch], str]] = {
     "Patient": fhir_stays.add_patient,
@@ -172,13 +172,7 @@ def _check_arguments(
             place="--coding-delay-hours",
             remedy="Give the hours from discharge to coding, such as 120.",
         )
-    if not 0 <= max_quarantined <= 1:
-        raise InputError(
-            "the largest share set aside is not between 0 and 1",
-            code="bad_max_quarantined",
-            place="--max-quarantined",
-            remedy="Give a share such as 0.5.",
-        )
+    check_largest_share(max_quarantined)
     source = Path(src).resolve()
     if source.is_dir() and Path(out).resolve().is_relative_to(source):
         raise InputError(

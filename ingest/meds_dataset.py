@@ -27,7 +27,7 @@ from tsfm.event_table import EventWriter
 from tsfm.ingest import meds_metadata, meds_stays
 from tsfm.ingest.meds_shards import ROW, Shard, ShardReader, find_shards
 from tsfm.ingest.provenance import IngestSummary
-from tsfm.ingest.quarantine import Quarantine
+from tsfm.ingest.quarantine import Quarantine, check_largest_share
 from tsfm.output_folder import check_apart
 
 BATCH_ROWS = 1_000_000
@@ -85,9 +85,10 @@ def ingest_meds(
         raise InputError(
             "the coding delay is negative or beyond ten years",
             code="bad_coding_delay",
-            place="coding_delay_hours",
+            place="--coding-delay-hours",
             remedy="Give the hours from discharge to billing codes, such as 120.",
         )
+    check_largest_share(max_quarantined)
     root = Path(src)
     shards = find_shards(root)
     check_apart(root, out)

@@ -18,6 +18,21 @@ from typing import Any, cast
 from tsfm.errors import InputError
 
 
+def check_largest_share(max_quarantined: float) -> None:
+    """Refuse what is no share: compared with no number, no share of rows would be too large.
+
+    Raises:
+        InputError: `bad_max_quarantined`.
+    """
+    if not 0 <= max_quarantined <= 1:
+        raise InputError(
+            "the largest share set aside is not between 0 and 1",
+            code="bad_max_quarantined",
+            place="--max-quarantined",
+            remedy="Give a share such as 0.5.",
+        )
+
+
 class Quarantine:
     """Counts unusable rows by reason and writes where they are.
 

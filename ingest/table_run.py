@@ -18,7 +18,7 @@ from typing import Any
 from tsfm.errors import FormatError
 from tsfm.event_table import EventWriter
 from tsfm.ingest.provenance import IngestSummary
-from tsfm.ingest.quarantine import Quarantine
+from tsfm.ingest.quarantine import Quarantine, check_largest_share
 from tsfm.ingest.table_events import TableEvents
 
 
@@ -81,8 +81,9 @@ def table_run(
         max_quarantined: Share of rows set aside above which the run fails.
 
     Raises:
-        InputError: `output_exists` or `output_in_use`.
+        InputError: `bad_max_quarantined`, `output_exists` or `output_in_use`.
     """
+    check_largest_share(max_quarantined)
     summary = IngestSummary(source)
     with EventWriter(out, n_shards=n_shards, with_signals=False) as writer:
         for stale in (Path(out) / "quarantine").glob("*.ndjson"):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from tsfm import codes, event_table, schema
 from tsfm.errors import FormatError, InputError
 from tsfm.ingest.provenance import IngestSummary, dataset_facts, source_name
-from tsfm.ingest.quarantine import Quarantine
+from tsfm.ingest.quarantine import Quarantine, check_largest_share
 from tsfm.ingest.wfdb_headers import RecordError, RecordHeader, read_header
 from tsfm.ingest.wfdb_signals import read_leads
 from tsfm.ingest.wfdb_subjects import Origin, Origins, add_seconds
@@ -62,13 +62,7 @@ def ingest_wfdb(
         FormatError: More records were set aside than allowed, none could be used, or events of the
             table would point to records that are not read (`dangling_signals`).
     """
-    if not 0 <= max_quarantined <= 1:
-        raise InputError(
-            "the largest share set aside is not between 0 and 1",
-            code="bad_max_quarantined",
-            place="--max-quarantined",
-            remedy="Give a share such as 0.5.",
-        )
+    check_largest_share(max_quarantined)
     root = _source_folder(src)
     summary = IngestSummary("wfdb")
     merging = any(schema.data_dir(out).glob("*.parquet"))

@@ -161,6 +161,17 @@ def test_a_scorer_that_reads_the_answer_from_the_cohort_is_caught(
     assert found.leaks.select(KEY).unique().height > 0.2 * answered.height
 
 
+def test_an_outcome_without_an_end_is_one_that_is_not_known_yet(
+    events: pl.DataFrame, answered: pl.DataFrame
+) -> None:
+    endless = answered.with_columns(outcome_days=pl.lit(float("inf")))
+
+    def score(_: pl.DataFrame, cohort: pl.DataFrame) -> np.ndarray:
+        return (cohort["outcome"] == "event").fill_null(False).to_numpy().astype(float)
+
+    assert not audit_leaks(events, endless, score).is_clean
+
+
 def test_a_scorer_may_read_of_the_cohort_what_was_known(
     events: pl.DataFrame, answered: pl.DataFrame
 ) -> None:

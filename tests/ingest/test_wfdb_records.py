@@ -309,13 +309,6 @@ def test_events_never_point_to_signals_that_are_gone(tmp_path: Path) -> None:
     assert summary.events_by_class == {"ECG": 2}
 
 
-@pytest.mark.parametrize("share", [float("nan"), -0.1, 1.5])
-def test_a_share_that_is_none_is_refused(tmp_path: Path, share: float) -> None:
-    write_raw(tmp_path / "in")
-    with pytest.raises(InputError, match="bad_max_quarantined"):
-        ingest_wfdb(tmp_path / "in", tmp_path / "out", max_quarantined=share)
-
-
 def test_a_folder_that_holds_something_else_is_refused_before_it_is_read(tmp_path: Path) -> None:
     write_raw(tmp_path / "src")
     (tmp_path / "out").mkdir()

@@ -139,6 +139,16 @@ def test_without_outcomes_it_shows_scores_and_counts(run: EvaluationData) -> Non
     assert "Stays looked at" not in page.text
 
 
+def test_scores_without_the_column_of_reasons_have_a_page(run: EvaluationData) -> None:
+    manifest = {k: v for k, v in run.manifest.items() if k != "counts"}
+    scored = run.scores.filter(pl.col("status") == "scored").drop("reason")
+    data = replace(
+        run, scores=scored, manifest=manifest, labels=None, cohort=None, baselines={},
+        subgroups=None,
+    )  # fmt: skip
+    assert f"Scored stays {scored.height:,}" in Page(render_report(data, evaluate(data))).text
+
+
 def test_a_run_that_scored_nobody_still_has_a_report(run: EvaluationData) -> None:
     nobody = run.scores.filter(pl.col("status") == "not_scored")
     data = replace(run, scores=nobody, labels=None, cohort=None, baselines={}, subgroups=None)

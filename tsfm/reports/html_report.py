@@ -159,10 +159,11 @@ def _run_facts(data: EvaluationData) -> list[tuple[str, str]]:
 
 
 def _counts_table(data: EvaluationData, evaluation: Evaluation) -> Any:
+    from tsfm.scoring.predictions import check_scores
     from tsfm.scoring.run_manifest import StayCounts, count_stays
 
     stored = data.manifest.get("counts")
-    counts = StayCounts(**stored) if stored else count_stays(data.scores, data.cohort)
+    counts = StayCounts(**stored) if stored else count_stays(check_scores(data.scores), data.cohort)
     # Without a cohort nobody says how many stays the task did not ask for.
     # A reason tells of a patient, such as a discharge to a hospice; that one wasn't scored, no.
     left_out = None if data.cohort is None else data.cohort.filter(~pl.col("eligible"))

@@ -227,8 +227,6 @@ def count_stays(scores: pl.DataFrame, cohort: pl.DataFrame | None = None) -> Sta
                 remedy="Score and cohort must be of the same event table and task.",
             )
         not_eligible = _count_by(cohort.filter(~pl.col("eligible")), "reason")
-    if "reason" not in scores.columns:  # a score table may be without this one
-        scores = scores.with_columns(pl.lit(None, dtype=pl.String).alias("reason"))
     return StayCounts(
         eligible=scores.height,
         scored=scores.filter(pl.col("status") == "scored").height,
