@@ -69,7 +69,8 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "without experts": {"experts": 0},
     "without flow": {"flow": "none"},
     "ODE for the closed flow": {"flow": "ode"},
-    "without other variables": {"n_variable_layers": 0},
+    "without the table": {"table": 0},
+    "without other variables": {"n_variable_layers": 0, "table": 0},
     "attention for Mamba": {"reader": "attention"},
 }
 

@@ -30,6 +30,7 @@ from tsfm.training.forecast import ForecastTrainConfig, ForecastTrainResult, tra
 from tsfm.training.loop import fingerprint
 
 WEIGHTS = "model.safetensors"
+TABLE = 192  # width of the layer that reads all variables' latest numbers
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 SHARES_OF_MEDIAN = np.linspace(0.0, 0.6, 13)
 
@@ -54,7 +55,7 @@ class PartForecast:
 
 def model_config(protocol: Protocol, **parts: object) -> ForecasterConfig:
     """The forecaster's form for this data set; `parts` change it."""
-    given = {"n_variables": len(protocol.variables), **parts}
+    given = {"n_variables": len(protocol.variables), "table": TABLE, **parts}
     return ForecasterConfig(**given)  # pyright: ignore[reportArgumentType]
 
 

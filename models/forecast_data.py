@@ -107,6 +107,10 @@ class ForecastContext:
         """The context itself; a stream's, which holds the last points, gives all of them."""
         return self
 
+    def entity_of_series(self) -> Int[Tensor, " series"]:
+        """Entity of each series."""
+        return self._entity
+
     def now_of_series(self) -> Float64[Tensor, " series"]:
         """Now of each series' entity."""
         return self.now_seconds[self._entity]

@@ -31,6 +31,7 @@ KNOWN_SCALE = [
     {"query_reads_points": True},
     {"sees_queries": True, "calendar": True},
     {"n_known": 2},
+    {"table": 8},
     {"reader": "attention"},
     {"reader": "both", "query_reads_points": True, "calendar": True},
 ]

@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "anonymous": ANONYMOUS,
     "both readers, ode, experts": {**KNOWN, "reader": "both", "flow": "ode", "query_experts": 4},
     "attention, no flow": {**KNOWN, "reader": "attention", "flow": "none", "experts": 0},
+    "table": {**KNOWN, "table": 8},
 }
 Points = Sequence[tuple[float, float]]
 
@@ -205,9 +206,9 @@ def test_later_points_leave_earlier_states_alone(reader: str) -> None:
     assert not torch.allclose(states[0][0][1:], states[0][0][:-1])
 
 
-@pytest.mark.parametrize("n_layers", [0, 2])
-def test_other_variables_matter_if_there_are_layers_for_it(n_layers: int) -> None:
-    model = awake(**{**KNOWN, "n_variable_layers": n_layers})
+@pytest.mark.parametrize(("n_layers", "table"), [(0, 0), (2, 0), (0, 8)])
+def test_other_variables_matter_if_there_are_parts_for_it(n_layers: int, table: int) -> None:
+    model = awake(**{**KNOWN, "n_variable_layers": n_layers, "table": table})
     context = for_kind(KNOWN, entities(empty=False), 42 * HOUR)
     queries = ask(context, [60.0, 9 * HOUR])
     values = context.values.clone()
@@ -218,7 +219,7 @@ def test_other_variables_matter_if_there_are_layers_for_it(n_layers: int) -> Non
     change = (after - before).abs().amax(-1).view(6, 2).amin(-1)
     assert float(change[2]) > 1e-3
     assert float(change[3:].max()) < 1e-5  # another patient's
-    if n_layers:
+    if n_layers or table:
         assert float(change[:2].min()) > 1e-5
     else:
         assert float(change[:2].max()) < 1e-6
@@ -348,6 +349,7 @@ BUILDS: list[dict[str, Any]] = [
     {**KNOWN, "flow": "ode", "experts": 4, "reader": "mamba", "sees_queries": True, "n_known": 2},
     {**ANONYMOUS, "flow": "closed", "experts": 0, "reader": "both"},
     {**KNOWN, "rotary": False, "reader": "attention", "query_reads_points": True},
+    {**KNOWN, "table": 8},
 ]
 
 
