@@ -76,6 +76,33 @@ def test_times_with_a_zone_are_refused(
         road(tmp_path / "out", both.with_columns(pl.col(column).dt.replace_time_zone(zone)))
 
 
+@pytest.mark.parametrize("road", ROADS, ids=["add", "append", "read_records"])
+@pytest.mark.parametrize("column", ["time", "available_time"])
+@pytest.mark.parametrize("kind", [pl.Int64, pl.Float64, pl.Date, pl.String], ids=str)
+def test_times_that_are_no_moments_are_refused(
+    tmp_path: Path, road: Callable[..., pl.DataFrame], column: str, kind: type[pl.DataType]
+) -> None:
+    """Numbers would count from 1970; a date would be known before its day was over."""
+    both = EVENTS.with_columns(available_time="time")
+    with pytest.raises(InputError, match="bad_time_type"):
+        road(tmp_path / "out", both.with_columns(pl.col(column).cast(kind)))
+
+
+@pytest.mark.parametrize("column", ["subject_id", "code"])
+def test_a_merge_that_is_refused_has_written_nothing(tmp_path: Path, column: str) -> None:
+    """Made anew without the bad row, a merge that was half done would double the events."""
+    rows = 30
+    events = pl.DataFrame({"subject_id": range(rows), "time": NOON, "code": "LAB//a"})
+    with EventWriter(tmp_path / "out", n_shards=3) as writer:
+        writer.add(events)
+        writer.finish(dataset={"dataset_name": "x", "clock": "wall"})
+    before = [path.read_bytes() for path in event_table.shard_paths(tmp_path / "out")]
+    last = events.tail(1).with_columns(pl.lit(None).cast(events[column].dtype).alias(column))
+    with pytest.raises(FormatError, match="null_in_required_column"):
+        event_table.append_events(tmp_path / "out", pl.concat([events, last]))
+    assert [path.read_bytes() for path in event_table.shard_paths(tmp_path / "out")] == before
+
+
 @pytest.mark.parametrize(
     "ids",
     [

@@ -113,13 +113,7 @@ class EventWriter:
         if events.height == 0:
             return
         frame = read_columns(events, place="EventWriter.add")
-        if frame[schema.SUBJECT_ID].null_count() or frame[schema.CODE].null_count():
-            raise FormatError(
-                "an event has no subject or no code",
-                code="null_in_required_column",
-                place="EventWriter.add",
-                remedy="Quarantine such rows before they are written.",
-            )
+        _check_required(frame, place="EventWriter.add")
         bucket = (pl.col(schema.SUBJECT_ID).hash(seed=7) % self.n_shards).alias("_bucket")
         for (shard,), part in frame.with_columns(bucket).group_by(["_bucket"]):
             path = self._spill / f"{shard}-{self._n_chunks:06d}.parquet"
@@ -182,8 +176,9 @@ def read_columns(events: pl.DataFrame, *, place: str) -> pl.DataFrame:
         place: For the message.
 
     Raises:
-        InputError: `bad_time_type`: times have a zone. `bad_column_type`: a column can't be cast,
-            or an id is no whole number; 1.5 cut to 1 would be another patient.
+        InputError: `bad_time_type`: times are no date-times, or have a zone. `bad_column_type`: a
+            column can't be cast, or an id is no whole number; 1.5 cut to 1 would be another
+            patient.
     """
     found: list[pl.Series] = []
     for name, kind in POLARS_EVENTS.items():
@@ -191,7 +186,8 @@ def read_columns(events: pl.DataFrame, *, place: str) -> pl.DataFrame:
             found.append(pl.Series(name, [None], kind).new_from_index(0, events.height))
             continue
         given = events[name]
-        check_no_zone(given, place=place)
+        if isinstance(kind, pl.Datetime):
+            check_time(given, place=place)
         if kind == pl.Int64 and not _may_hold_ids(given.dtype):
             raise _bad_column(name, f"is {given.dtype}", place)
         try:
@@ -207,16 +203,33 @@ def read_columns(events: pl.DataFrame, *, place: str) -> pl.DataFrame:
     )
 
 
-def check_no_zone(column: pl.Series, *, place: str) -> None:
-    """Refuse times with a zone: a cast would shift them to UTC, whatever the data set's clock.
+def check_time(column: pl.Series, *, place: str) -> None:
+    """Refuse what a cast would put at another moment.
+
+    Times with a zone would be shifted to UTC, whatever the data set's clock; numbers would count
+    from 1970, and dates be known at midnight, before the day was over.
 
     Raises:
         InputError: `bad_time_type`.
     """
-    if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone is not None:
+    kind = column.dtype
+    if kind != pl.Null and not (isinstance(kind, pl.Datetime) and kind.time_zone is None):
         raise InputError(
-            f"column '{column.name}' is {column.dtype}", code="bad_time_type", place=place,
+            f"column '{column.name}' is {kind}", code="bad_time_type", place=place,
             remedy="Bring it to the data set's clock as date-times without a zone.",
+        )  # fmt: skip
+
+
+def _check_required(events: pl.DataFrame, *, place: str) -> None:
+    """Refuse events of nobody, and events of nothing.
+
+    Raises:
+        FormatError: `null_in_required_column`.
+    """
+    if events[schema.SUBJECT_ID].null_count() or events[schema.CODE].null_count():
+        raise FormatError(
+            "an event has no subject or no code", code="null_in_required_column", place=place,
+            remedy="Quarantine such rows before they are written.",
         )  # fmt: skip
 
 
@@ -299,14 +312,17 @@ def append_events(
 
     Subjects that the table does not know yet go to its last shard. Shards are written one by one.
     Records of a signal that is merged again take the place of those that are there, so that a
-    merge which was stopped half-way can be made anew.
+    merge of signals which was stopped half-way can be made anew; other events would be there twice.
 
     Raises:
         InputError: See `read_columns`; or there is no table.
+        FormatError: `null_in_required_column`: an event has no subject or no code. Nothing is
+            written then.
     """
     facts, known, ids = dataset_facts(root), subject_splits(root), subject_ids(root)
     paths = shard_paths(root)
     left = read_columns(events, place="append_events")
+    _check_required(left, place="append_events")
     counts: dict[str, int] = {}
     subjects: set[int] = set()
     again = left[schema.SIGNAL_ID].drop_nulls().unique().implode()

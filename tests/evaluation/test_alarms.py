@@ -195,6 +195,36 @@ def test_a_report_shows_nothing_of_few_subjects() -> None:
             assert (f"{n_events / n:.1%}" in text) == (shown == "sen")
 
 
+@pytest.mark.parametrize(
+    ("alarmed", "lines"),
+    [
+        ((3, 30), ("alarms of few", [])),  # one found, one false
+        ((*range(12), 30), ("13 in", ["alarms per", "lead"])),  # one false, eight missed
+        ((*range(12), *range(30, 42)), ("24 in", ["positive", "alarms per", "lead"])),
+        (
+            (*range(20), *range(30, 50)),
+            ("40 in", ["sensitivity", "positive", "alarms per", "lead"]),
+        ),
+        ((30,), ("alarms of few", ["sensitivity", "lead"])),  # none found
+    ],
+)
+def test_a_report_shows_nothing_of_the_few_with_an_alarm(
+    alarmed: tuple[int, ...], lines: tuple[str, list[str]]
+) -> None:
+    stays = make_stays([(k, 48.0, 40.7 if k < 20 else None) for k in range(60)])
+    course = make_course([(k, 13.4, 0.9 if k in alarmed else 0.1) for k in range(60)])
+    found = report_alarms(course, stays, AlarmPolicy(0.5), n=5)
+    first, *rows = found.as_text().splitlines()
+    begin, names = lines
+    assert begin in first
+    told = list(dict.fromkeys(row.split()[0] for row in rows if row.startswith("  ")))
+    assert told == [name.split()[0] for name in names]
+    shown = "lead" in names and len(alarmed) > 1
+    assert ("27.3" in found.as_text()) == shown
+    assert ("what rests on them is not shown" in found.as_text()) == (len(names) < 4)
+    assert ("27.3" in found._repr_html_()) == shown
+
+
 def test_a_report_names_what_is_not_defined() -> None:
     course, stays = drawn(40)
     stays = stays.with_columns(event_time=pl.lit(None, pl.Datetime("us")))

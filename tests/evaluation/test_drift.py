@@ -244,6 +244,11 @@ def test_sizes_do_not_tell_how_many_have_a_code_without_a_value() -> None:
     kinds = {r["kind"]: r for r in found.filter(name="LAB//1//mg").iter_rows(named=True)}
     assert kinds["code"]["reference"] == 0.5
     assert (kinds["value"]["n_reference"], kinds["value"]["n_current"]) == (None, 60)
+    # By chance is a formula of both sizes; the others' digits are of their product.
+    assert kinds["value"]["psi_by_chance"] is None
+    for figure in ("distance", "psi", "p_value"):
+        told = kinds["value"][figure]
+        assert told == float(f"{told:.2g}")
 
 
 def test_sizes_do_not_tell_how_many_have_a_score_without_an_outcome() -> None:

@@ -172,12 +172,18 @@ def test_shares_of_few_outcomes_are_not_shown_nor_to_be_had():
     n_events = {"A": 2, "B": 40, "C": 30, "D": 0}
     first = pl.int_range(pl.len()).over("kind")
     frame = frame.with_columns(
-        boolean_value=first < pl.col("kind").replace_strict(n_events, return_dtype=pl.Int64)
+        boolean_value=first < pl.col("kind").replace_strict(n_events, return_dtype=pl.Int64),
+        predicted_boolean_probability=np.random.default_rng(0).random(frame.height),
     )
     assert shown(frame, ["kind"]) == {"kind A": 100, "kind B": 100, "kind C": 100, "kind D": 90}
     # Of A two have the outcome; C is the next that would tell it, less than the sum.
-    for figure in ("prevalence", "observed_to_expected"):
+    for figure in ("prevalence", "observed_to_expected", "brier"):
         assert set(shown(frame, ["kind"], figure)) == {"kind B", "kind D"}
-    assert set(shown(frame, ["kind"], "brier")) == {f"kind {g}" for g in "ABCD"}
+    # Only so many outcomes have an AUROC of these digits among so many.
+    for figure in ("auroc", "auroc_low", "auroc_high"):
+        told = shown(frame, ["kind"], figure)
+        assert all(told[f"kind {g}"] == round(told[f"kind {g}"], 2) for g in "AC")
+    told = shown(frame, ["kind"], "auroc")
+    assert told["kind B"] != round(told["kind B"], 2)
     lacking = frame.with_columns(~pl.col("boolean_value"))
     assert set(shown(lacking, ["kind"], "prevalence")) == {"kind B", "kind D"}

@@ -118,6 +118,15 @@ def test_outcomes_of_few_are_not_compared(run: EvaluationData) -> None:
     assert compare_outcomes(run.task, run.scores, never) is not None
 
 
+def fitting_counts(auroc: float, n: int) -> int:
+    """How many numbers of outcomes have an AUROC of so many digits: half pairs are whole."""
+    digits = 10.0 ** -len(str(auroc).partition(".")[2]) / 2
+    return sum(
+        abs(round(2 * auroc * k * (n - k)) / (2 * k * (n - k)) - auroc) < digits
+        for k in range(1, n)
+    )
+
+
 @pytest.mark.parametrize("n_events", [3, 192])
 def test_a_few_with_the_outcome_or_without_are_not_counted(make: Any, n_events: int) -> None:
     data = with_events(make(), n_events)
@@ -126,7 +135,12 @@ def test_a_few_with_the_outcome_or_without_are_not_counted(make: Any, n_events: 
     assert first.endswith("fewer than 11 of them with, or without, the outcome")
     plain = found.as_dict()
     assert plain["models"]["demo"]["n_events"] is None
-    assert plain["models"]["demo"]["auroc"]["value"] is not None
+    for model in plain["models"].values():
+        assert fitting_counts(model["auroc"]["value"], model["n"]) > 20
+        assert model["auroc"]["n_used"] == model["auroc"]["n_drawn"]
+        for figure in ("brier", "intercept", "ece"):
+            assert model[figure] is None, figure
+        assert model["auprc"]["value"] is None
     assert (plain["alerts"], plain["outcomes"]) == ({}, None)
     assert {row["prevalence"] for row in plain["subgroups"]} <= {None, 0.0, 1.0}
     page = render_report(data, found)

@@ -42,6 +42,8 @@ def test_times_of_any_unit_are_read_as_what_they_are_and_those_with_a_zone_refus
         assert find_aces(recorded, task).equals(expected)
     with pytest.raises(InputError, match="bad_time_type"):
         find_aces(events.with_columns(pl.col("time").dt.replace_time_zone("UTC")), task)
+    with pytest.raises(InputError, match="bad_time_type"):
+        find_aces(events.with_columns(pl.col("time").cast(pl.Int64)), task)
 
 
 def test_a_value_bound_is_open_unless_said_and_no_value_is_no_match() -> None:

@@ -1,7 +1,8 @@
 """When alarms are raised, and what came of it, as figures and in words.
 
-A figure is shown only where it tells of no few subjects: none of fewer than eleven, and where one
-to ten have the event, or lack it, nothing from which their number follows.
+A figure is shown only where it tells of no few subjects: none of fewer than eleven; where one to
+ten have the event, or lack it, nothing from which their number follows; and nothing of alarms, of
+true or false ones, of found or missed events, that are of one to ten.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class AlarmReport:
         n_stays: Stays watched.
         n_subjects: Their subjects.
         n_by_event: Subjects of stays with the event, and of stays without.
+        n_by_alarm: Subjects with an alarm, with a true one, and with a false one.
+        n_by_finding: Subjects of stays whose event was found, and was missed.
         n_events: Stays with the event.
         n_alarms: Alarms raised.
         patient_days: Days watched, of all stays.
@@ -64,6 +67,8 @@ class AlarmReport:
     n_stays: int
     n_subjects: int
     n_by_event: tuple[int, int]
+    n_by_alarm: tuple[int, int, int]
+    n_by_finding: tuple[int, int]
     n_events: int
     n_alarms: int
     patient_days: float
@@ -89,11 +94,12 @@ class AlarmReport:
         return f"<b>Alarms</b> {self._told()}<table>{cells}</table>{notes}"
 
     def _told(self) -> str:
+        alarmed, *_ = self.n_by_alarm
+        n_alarms = "alarms of few" if is_few(alarmed) else f"{self.n_alarms:,}"
         told = (
-            f"from {self.policy.threshold:.1%}: {self.n_alarms:,} in "
-            f"{self.patient_days:,.0f} patient-days"
+            f"from {self.policy.threshold:.1%}: {n_alarms} in {self.patient_days:,.0f} patient-days"
         )
-        if self._left_out():
+        if self._hides_events():
             return told
         return (
             f"{told}; {self.n_events:,} of {self.n_stays:,} stays "
@@ -104,27 +110,38 @@ class AlarmReport:
         """Name, figure and interval of all that may be shown."""
         if is_few(self.n_subjects):
             return []
-        rate = ("alarms per 100 patient-days", *_shown(self.per_100_days, ".1f"))
-        if self._left_out():
-            return [rate]
-        return [
-            ("sensitivity", *_shown(self.sensitivity, ".1%")),
-            ("positive predictive value", *_shown(self.ppv, ".1%")),
-            rate,
-            *(
+        alarmed, true, false = self.n_by_alarm
+        rows = []
+        if not self._hides_events():
+            if not any(map(is_few, self.n_by_finding)):
+                rows.append(("sensitivity", *_shown(self.sensitivity, ".1%")))
+            if not any(map(is_few, (true, false))):
+                rows.append(("positive predictive value", *_shown(self.ppv, ".1%")))
+        if not is_few(alarmed):
+            rows.append(("alarms per 100 patient-days", *_shown(self.per_100_days, ".1f")))
+        if not self._hides_events() and not is_few(self.n_by_finding[0]):
+            rows += [
                 (f"lead time in hours, {q:.0%} quantile", *_shown(found, ".1f"))
                 for q, found in self.lead_hours.items()
-            ),
-        ]
+            ]
+        return rows
+
+    def _hides_events(self) -> bool:
+        return is_few(self.n_subjects) or any(map(is_few, self.n_by_event))
 
     def _left_out(self) -> list[str]:
         """Why figures are left out; empty where all are shown."""
         if is_few(self.n_subjects):
             return [f"fewer than {SMALLEST_CELL} subjects were watched: no figure is shown"]
-        if any(is_few(n) for n in self.n_by_event):
+        if self._hides_events():
             return [
                 f"fewer than {SMALLEST_CELL} subjects have, or lack, the event: what would tell "
                 "how many is not shown"
+            ]
+        if any(map(is_few, (*self.n_by_alarm, *self.n_by_finding))):
+            return [
+                f"fewer than {SMALLEST_CELL} subjects had an alarm, a true or a false one, or were "
+                "missed: what rests on them is not shown"
             ]
         return []
 

@@ -181,6 +181,14 @@ def report_alarms(
         n_stays=stays.height,
         n_subjects=stays[schema.SUBJECT_ID].n_unique(),
         n_by_event=(_n_subjects(stays, happened), _n_subjects(stays, ~happened)),
+        n_by_alarm=(
+            _n_subjects(alarms, pl.lit(True)), _n_subjects(alarms, pl.col("is_true")),
+            _n_subjects(alarms, ~pl.col("is_true")),
+        ),
+        n_by_finding=(
+            _n_subjects(detected, pl.lit(True)),
+            _n_subjects(with_event, pl.col("lead_hours").is_null()),
+        ),
         n_events=with_event.height,
         n_alarms=alarms.height,
         patient_days=float(days.sum()),
@@ -190,7 +198,7 @@ def report_alarms(
         lead_hours={
             q: interval(_quantile(q), detected, np.zeros_like(hours), hours) for q in LEAD_QUANTILES
         },
-    )
+    )  # fmt: skip
 
 
 def _n_subjects(stays: pl.DataFrame, chosen: pl.Expr) -> int:

@@ -239,12 +239,23 @@ def _owners(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _without_rest(row: _Row, wider: Sequence[Sequence[int]]) -> _Row:
-    """The row without a size that leaves a small one over, of any of its period's wider ones."""
-    for name, totals in zip(("n_reference", "n_current"), wider, strict=True):
+    """The row without a size that leaves a small one over, of any of its period's wider ones.
+
+    Nor what it follows from: a distance by chance is a formula of both sizes, and a whole number of
+    steps of one over their product has its digits from them.
+    """
+    sizes = ("n_reference", "n_current")
+    told = dict(row)
+    for name, totals in zip(sizes, wider, strict=True):
         size = row[name]
         if isinstance(size, int) and any(is_few(total - size) for total in totals):
-            row = {**row, name: None}
-    return row
+            told[name] = None
+    if any(told[name] != row[name] for name in sizes):
+        told["psi_by_chance"] = None
+        for name in ("distance", "psi", "p_value"):
+            figure = told[name]
+            told[name] = float(f"{figure:.2g}") if isinstance(figure, float) else figure
+    return told
 
 
 def _compare(

@@ -33,7 +33,12 @@ SMALLEST_CELL = 11
 """Subjects below which a cell is suppressed."""
 
 PROBABILITY = "predicted_boolean_probability"
-_OF_THE_OUTCOME = ("prevalence", "observed_to_expected")
+_OF_THE_OUTCOME = ("prevalence", "observed_to_expected", "brier")
+# A whole number of half pairs, of those with the outcome and those without: its digits tell how
+# many of each there are.
+_OF_PAIRS = ("auroc", "auroc_low", "auroc_high")
+ROUGH_DECIMALS = 2
+"""Decimals of an AUROC where the number of outcomes is not shown."""
 
 _COLUMNS = {
     "column": pl.String,
@@ -92,9 +97,14 @@ def subgroup_table(
         for group, part in sorted(parts.items()):
             told = {"suppressed": True} if group in hidden[column] else _measure(part, n, seed)
             if any(group in found[column] for found in of_outcome):
-                told = {**told, **dict.fromkeys(_OF_THE_OUTCOME)}
+                rough = {name: _rough(told.get(name)) for name in _OF_PAIRS}
+                told = {**told, **rough, **dict.fromkeys(_OF_THE_OUTCOME)}
             rows.append({"column": column, "group": group, **told})
     return pl.DataFrame(rows, schema=_COLUMNS).fill_nan(None)
+
+
+def _rough(figure: object) -> float | None:
+    return round(figure, ROUGH_DECIMALS) if isinstance(figure, float) else None
 
 
 def is_few(n_subjects: float) -> bool:

@@ -24,6 +24,7 @@ from tsfm.evaluation.discrimination import Alerts
 from tsfm.evaluation.subgroups import SMALLEST_CELL
 from tsfm.reports.competing_outcomes import Outcomes, compare_outcomes
 from tsfm.reports.evaluation_data import EvaluationData as EvaluationData
+from tsfm.reports.model_figures import ModelFigures
 from tsfm.reports.small_cells import of_few, outcome_of_few, shown_alerts, shown_count
 from tsfm.reports.tables import format_table, html_table
 from tsfm.scoring.predictions import SCORED, check_scores, labelled_scores
@@ -34,35 +35,6 @@ CAPACITIES = (0.05, 0.10, 0.20)
 NOTHING = "\N{EN DASH}"
 THRESHOLD_DECIMALS = 3
 """Decimals of a threshold that is shown: the whole number is one stay's score."""
-
-
-@dataclass(frozen=True)
-class ModelFigures:
-    """One model on the stays for which it has a score.
-
-    Attributes:
-        name: Name of the model.
-        n: Stays.
-        n_events: Of these, true labels; None where that is not shown.
-        auroc: With its interval.
-        auprc: With its interval.
-        brier: With its interval; None where the score is no probability.
-        slope: Calibration slope; None where it is not defined.
-        intercept: Calibration intercept, of the same fit.
-        ece: Expected calibration error, bins of equal size.
-        auroc_behind: Our AUROC minus this model's, on the same stays; None for our own.
-    """
-
-    name: str
-    n: int
-    n_events: int | None
-    auroc: Interval
-    auprc: Interval
-    brier: Interval | None
-    slope: float | None
-    intercept: float | None
-    ece: float | None
-    auroc_behind: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -106,13 +78,14 @@ class Evaluation:
     def shown(self) -> Evaluation:
         """The same without what tells of single subjects: figures of few, a threshold's digits.
 
-        Where one to ten subjects have the outcome, or lack it, nothing that counts them is there.
+        Where one to ten subjects have the outcome, or lack it, nothing that counts them is there,
+        nor digits that do.
         """
         if self.too_few:
             return replace(self, models=(), alerts={}, subgroups=None, outcomes=None)
         stays = [self.labelled, *(self.baseline_scores[model.name] for model in self.models[1:])]
         models = tuple(
-            replace(model, n_events=None) if self._tells_of_few(rows) else model
+            model.without_count() if self._tells_of_few(rows) else model
             for model, rows in zip(self.models, stays[: len(self.models)], strict=True)
             if not of_few(rows)
         )

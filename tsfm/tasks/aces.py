@@ -142,14 +142,14 @@ def find_aces(events: pl.DataFrame, task: AcesTask) -> pl.DataFrame:
         task: From `read_aces`.
 
     Raises:
-        InputError: `bad_time_type`: times have a zone.
+        InputError: `bad_time_type`: times are no date-times, or have a zone.
 
     Returns:
         subject_id, trigger, prediction_time (if the task has an index), label (int64: how often it
         holds, if the task has one) and the time of every bound, `<window>.start` and
         `<window>.end`; in order of subject and trigger.
     """
-    event_table.check_no_zone(events[schema.TIME], place="find_aces")
+    event_table.check_time(events[schema.TIME], place="find_aces")
     events = events.with_columns(pl.col(schema.TIME).cast(pl.Datetime("us")))
     counts = count_predicates(events, task.predicates, task.facts)
     rows = place_windows(counts, task.trigger, task.windows, place=task.place)
