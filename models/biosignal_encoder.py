@@ -92,7 +92,7 @@ class BiosignalConfig:
                 remedy="Use 'lti' or 'selective'.",
             )  # fmt: skip
         sizes = (self.d_model, self.expand, self.d_state, self.n_filters, self.stem_width,
-                 self.taps, self.d_embedding)  # fmt: skip
+                 self.taps - 1, self.d_embedding)  # fmt: skip
         counts = (self.n_layers, self.n_summary)
         sound = all(1 <= size <= _MOST for size in sizes) and all(0 <= n <= _MOST for n in counts)
         if not (
@@ -103,8 +103,8 @@ class BiosignalConfig:
         ):
             raise InputError(
                 "sizes that no encoder has", code="bad_model_config", place="BiosignalConfig",
-                remedy=f"Use 1 to {_MOST}, a grid of at most {MAX_HZ:g} Hz, a dropout of 0 to 1,"
-                f" and {MOST_PARAMETERS:,} parameters at most.",
+                remedy=f"Use 1 to {_MOST}, two taps or more, a grid of at most {MAX_HZ:g} Hz, a"
+                f" dropout of 0 to 1, and {MOST_PARAMETERS:,} parameters at most.",
             )  # fmt: skip
 
     @property

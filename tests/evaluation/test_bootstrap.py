@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tsfm.errors import InputError
@@ -96,3 +98,31 @@ def test_a_single_subject_has_no_interval():
         assert np.isfinite(found.value)
         assert np.isnan([found.low, found.high]).all()
         assert found.n_used == 0
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[None, *range(39)], [float("nan")] * 20 + list(range(20)), ["a", None] * 20,
+     ["a", 1.0] * 20, pl.Series([None] * 20 + list(range(20))),
+     pl.Series([None] * 20 + list("abcde") * 4)],
+    ids=["none", "nan", "names", "types", "series", "series of names"],
+)  # fmt: skip
+def test_rows_of_nobody_are_not_drawn_as_one_subject(ids: Any) -> None:
+    y, p = drawn(40)
+    for measure in (bootstrap_interval, paired_difference):
+        with pytest.raises(InputError, match="missing_value"):
+            measure(auroc, ids, y, *([p] if measure is bootstrap_interval else [p, p]), n=5)
+
+
+@pytest.mark.parametrize("names", [list("ab") * 20, np.array(["a", "b"] * 20), [1, 2] * 20])
+def test_subjects_may_be_names_or_numbers(names: Any) -> None:
+    y, p = drawn(40)
+    found = bootstrap_interval(brier, names, y, p, n=20)
+    assert found == bootstrap_interval(brier, [0, 1] * 20, y, p, n=20)
+
+
+@pytest.mark.parametrize("n", [-1, 2.5, True])
+def test_a_number_of_resamples_that_is_none_is_refused(n: Any) -> None:
+    y, p = drawn(40)
+    with pytest.raises(InputError, match="bad_resamples"):
+        bootstrap_interval(auroc, np.arange(40), y, p, n=n)

@@ -64,3 +64,17 @@ def test_a_label_that_is_not_known_is_no_negative(label: float) -> None:
     y = np.array([[1.0], [0.0], [label]])
     with pytest.raises(InputError, match="bad_label"):
         macro_auroc(y, np.array([[0.8], [0.1], [0.9]]))
+
+
+def test_draws_and_levels_that_are_none_are_refused_and_no_draws_have_no_ends() -> None:
+    y, p = _case()
+    for options, code in (
+        ({"level": 2.0}, "bad_level"), ({"n_resamples": -1}, "bad_resamples"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=code):
+            macro_auroc_interval(y, p, **options)
+        with pytest.raises(InputError, match=code):
+            paired_macro_difference(y, p, p, **options)
+    none = macro_auroc_interval(y, p, n_resamples=0)
+    assert np.isnan([none.low, none.high]).all()
+    assert none.value == macro_auroc(y, p)

@@ -161,10 +161,11 @@ def test_a_scorer_that_reads_the_answer_from_the_cohort_is_caught(
     assert found.leaks.select(KEY).unique().height > 0.2 * answered.height
 
 
+@pytest.mark.parametrize("days", [float("inf"), 1e12])
 def test_an_outcome_without_an_end_is_one_that_is_not_known_yet(
-    events: pl.DataFrame, answered: pl.DataFrame
+    events: pl.DataFrame, answered: pl.DataFrame, days: float
 ) -> None:
-    endless = answered.with_columns(outcome_days=pl.lit(float("inf")))
+    endless = answered.with_columns(outcome_days=pl.lit(days))
 
     def score(_: pl.DataFrame, cohort: pl.DataFrame) -> np.ndarray:
         return (cohort["outcome"] == "event").fill_null(False).to_numpy().astype(float)

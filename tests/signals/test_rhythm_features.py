@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tsfm.errors import InputError
+from tsfm.signals import rhythm_features as rhythm_features_room
 from tsfm.signals.rhythm_features import interval_features, rhythm_features
 from tsfm.simulation.waveforms import simulate_ecg
 
@@ -92,3 +93,19 @@ def test_a_rate_that_is_none_is_refused(fs_hz):
 def test_too_short_a_record_is_refused():
     with pytest.raises(InputError):
         rhythm_features(np.zeros(100), fs_hz=300.0)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_matches_are_pairs_below_the_tolerance(length: int) -> None:
+    rng = np.random.default_rng(length)
+    rr = np.round(0.8 + 0.05 * rng.standard_normal(400), 2)  # many apart by exactly .03
+    rows = np.lib.stride_tricks.sliding_window_view(rr, length)[: len(rr) - 1]
+    apart = np.abs(rows[:, None] - rows[None]).max(-1)
+    assert rhythm_features_room._matches(rr, 0.03, length) == np.triu(apart < 0.03, 1).sum()
+
+
+def test_a_day_of_intervals_has_features() -> None:
+    """Of a hundred thousand intervals no table of pairs fits into memory."""
+    rng = np.random.default_rng(0)
+    one, other = (interval_features(0.8 + 0.05 * rng.standard_normal(n)) for n in (5000, 100_000))
+    assert other["entropy"] == pytest.approx(one["entropy"], abs=0.05)

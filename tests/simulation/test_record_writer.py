@@ -89,6 +89,11 @@ def test_what_lies_below_the_finest_step_is_nought(tmp_path: Path) -> None:
         ("bad_signal", {"signals": {"II": np.zeros(())}}),
         ("bad_time", {"start_time": datetime(2030, 1, 1, tzinfo=UTC)}),
         ("unknown_lead", {"units": {"I I": "V"}}),
+        ("bad_record", {"units": {"II": ""}}),
+        ("bad_record", {"units": {"II": "mm Hg"}}),
+        ("bad_record", {"signals": {"": np.zeros(4)}}),
+        ("bad_record", {"signals": {"II ": np.zeros(4)}}),
+        ("bad_record", {"signals": {"II\nV5": np.zeros(4)}}),
     ],
     ids=str,
 )

@@ -261,7 +261,8 @@ def test_what_does_not_fit_the_records_is_refused():
     "change",
     [{"batch_size": 0}, {"mixup": -1.0}, {"mixup": 1e-9}, {"mixup": 1e3}, {"crop_s": 0.0},
      {"speed": 2.0}, {"decay": 2.0}, {"lr": float("nan")}, {"lead_dropout": 2.0},
-     {"noise_mv": -1.0}, {"epochs": -1}],
+     {"noise_mv": -1.0}, {"epochs": -1}, {"epochs": 1.5}, {"batch_size": 2.5}, {"seed": 0.5},
+     {"seed": 2**64}],
     ids=str,
 )  # fmt: skip
 def test_what_trains_nothing_is_no_training(change):

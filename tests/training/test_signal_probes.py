@@ -181,3 +181,27 @@ def test_penalties_that_are_none_are_refused(penalties: list[float]) -> None:
     for fit in (fit_ridge, fit_logistic):
         with pytest.raises(InputError, match="bad_penalties"):
             fit(x, (x[:, 0] > 0) * 1.0, patients=None, penalties=penalties)
+
+
+@pytest.mark.parametrize("rows_a_patient", [1, 2])
+def test_a_penalty_that_lets_the_weights_meet_every_row_is_not_chosen(rows_a_patient: int) -> None:
+    """Its errors of patients left out would be rounding, smaller than any other's."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 128)), rng.normal(size=60)  # nothing to be learnt
+    owner = np.arange(60) // rows_a_patient
+    probe = fit_ridge(x, y, patients=owner, penalties=(0.0, 1e-2, 100.0))
+    assert np.isinf(probe.validation_loss[0, 0])
+    assert probe.penalty[0] == 100.0
+    with pytest.raises(InputError, match="bad_penalties"):
+        fit_ridge(x, y, patients=owner, penalties=(0.0,))
+    few = fit_ridge(x[:, :3], y, patients=owner, penalties=(0.0,))
+    expected = np.linalg.lstsq(np.c_[x[:, :3], np.ones(60)], y, rcond=None)[0]
+    np.testing.assert_allclose(few.weights[:, 0], expected[:3], atol=1e-9)
+
+
+def test_a_label_that_is_known_of_nobody_is_refused() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 4))
+    label = np.column_stack([x[:, 0] > 0, np.full(40, np.nan)])
+    with pytest.raises(InputError, match="no_labels") as caught:
+        fit_logistic(x, label, patients=None)
+    assert "column 1" in str(caught.value)

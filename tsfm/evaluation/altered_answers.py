@@ -16,6 +16,7 @@ CUT = "_cut"
 """Column of the moment after which a subject's record is altered."""
 FURTHEST_HOURS = 5000.0
 """From a cut to the times that are made up."""
+_FARTHEST_DAYS = 1e6
 
 
 def alter_answers(
@@ -40,6 +41,8 @@ def alter_answers(
     known = pl.lit(None, dtype=moment)
     if "outcome_days" in cohort.columns:
         days = pl.col("outcome_days").cast(pl.Float64)
+        # Farther than any cut is far enough, and what no calendar holds can't be added.
+        days = days.clip(-_FARTHEST_DAYS, _FARTHEST_DAYS)
         days_us = pl.when(days.is_finite()).then(days) * clock.DAY_US
         passed = pl.duration(microseconds=days_us.round().cast(pl.Int64))
         known = pl.col(schema.PREDICTION_TIME) + passed

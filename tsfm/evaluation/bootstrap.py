@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,9 +60,10 @@ def bootstrap_interval(
         level: Coverage, between 0 and 1.
 
     Raises:
-        InputError: Vectors of unequal length, or a level that is no share.
+        InputError: Vectors of unequal length, a row without a subject, a number of resamples that
+            is none, or a level that is no share.
     """
-    _check_level(level)
+    check_draws(n, level)
     labels, scores = check_pair(y, p)
     # Rows stay ordered by score through resampling, which makes a metric's own sort cheap.
     order = np.argsort(scores, kind="stable")
@@ -96,9 +98,10 @@ def paired_difference(
         level: Coverage, between 0 and 1.
 
     Raises:
-        InputError: Vectors of unequal length, or a level that is no share.
+        InputError: Vectors of unequal length, a row without a subject, a number of resamples that
+            is none, or a level that is no share.
     """
-    _check_level(level)
+    check_draws(n, level)
     labels, first = check_pair(y, p)
     _, second = check_pair(y, p_other)
     order = np.arange(len(labels))
@@ -116,14 +119,16 @@ def _resamples(
 
     None of a single subject: every draw would be the same, and say that nothing is left to chance.
     """
-    ids = np.asarray(subject_ids)
+    # A list becomes objects: NumPy would write a missing number among names as the name "nan".
+    has_type = hasattr(subject_ids, "dtype")
+    ids = np.asarray(subject_ids, dtype=None if has_type else object)
     if ids.shape != order.shape:
         raise InputError(
             f"{len(ids)} subjects for {len(order)} rows",
             code="unequal_lengths",
             place="subject_ids",
         )
-    subjects, row_subject = np.unique(ids[order], return_inverse=True)
+    subjects, row_subject = _known(ids[order])
     rows = np.arange(len(order))
     generator = np.random.default_rng(seed)
     for _ in range(n if len(subjects) > 1 else 0):
@@ -132,7 +137,33 @@ def _resamples(
         yield np.repeat(rows, times[row_subject])
 
 
-def _check_level(level: float) -> None:
+def _known(ids: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Subjects, and each row's; rows of nobody would be drawn together, as one subject's."""
+    try:
+        known = bool((ids == ids).all()) and None not in ids.tolist()  # NaN is unlike itself
+        found = np.unique(ids, return_inverse=True)
+    except TypeError:  # None beside names, or names beside numbers, have no order
+        known, found = False, (ids, np.zeros(0, np.int64))
+    if not known:
+        raise InputError(
+            "subjects are missing, or of several types", code="missing_value", place="subject_ids",
+            remedy="Give every row its subject, all as text or all as numbers.",
+        )  # fmt: skip
+    return found
+
+
+def check_draws(n: int, level: float) -> None:
+    """Check how often is drawn, and the coverage.
+
+    Raises:
+        InputError: `bad_level`, or `bad_resamples`.
+    """
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
+        raise InputError(
+            "the number of resamples is no whole number from 0", code="bad_resamples", place="n",
+            remedy="Give for example 1,000.",
+        )  # fmt: skip
+
     if not 0 < level < 1:
         raise InputError(
             "a coverage lies between 0 and 1", code="bad_level", place="level",

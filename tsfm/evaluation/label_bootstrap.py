@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tsfm.errors import InputError
-from tsfm.evaluation.bootstrap import Interval
+from tsfm.evaluation.bootstrap import Interval, check_draws
 from tsfm.evaluation.discrimination import auroc
 
 
@@ -34,7 +34,12 @@ def macro_auroc(y: ArrayLike, p: ArrayLike) -> float:
 def macro_auroc_interval(
     y: ArrayLike, p: ArrayLike, *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Percentile interval of `macro_auroc`; see there."""
+    """Percentile interval of `macro_auroc`; see there.
+
+    Raises:
+        InputError: See `macro_auroc`; or resamples or a level that are none.
+    """
+    check_draws(n_resamples, level)
     truth, score = _checked(y, p)
     found = _resampled(truth, [score], n_resamples, seed)[0]
     return _interval(macro_auroc(truth, score), found, level)
@@ -44,7 +49,12 @@ def paired_macro_difference(
     y: ArrayLike, p_a: ArrayLike, p_b: ArrayLike, *, n_resamples: int = 1000, level: float = 0.95,
     seed: int = 0,
 ) -> Interval:  # fmt: skip
-    """How much higher the macro AUROC of the first scores is, on the same resamples of records."""
+    """How much higher the macro AUROC of the first scores is, on the same resamples of records.
+
+    Raises:
+        InputError: See `macro_auroc_interval`.
+    """
+    check_draws(n_resamples, level)
     truth, first = _checked(y, p_a)
     _, second = _checked(y, p_b)
     a, b = _resampled(truth, [first, second], n_resamples, seed)
@@ -93,5 +103,6 @@ def _resampled(
 
 
 def _interval(value: float, found: NDArray[np.float64], level: float) -> Interval:
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(found, ends) if len(found) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high), len(found), len(found))

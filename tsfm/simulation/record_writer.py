@@ -70,6 +70,14 @@ def write_record(
     if unknown:
         remedy = f"The signals are {', '.join(signals)}."
         _refuse(f"units of no signal: {', '.join(sorted(unknown))}", "unknown_lead", name, remedy)
+    for lead in signals:
+        if not lead.isprintable() or not lead or lead != lead.strip():
+            remedy = "Give names of printed characters, without blanks at either end."
+            _refuse("a signal's name that a header can't hold", "bad_record", name, remedy)
+    for unit in (units or {}).values():
+        if re.fullmatch(r"\S+", unit) is None or not unit.isprintable():
+            remedy = "Give units without blanks, NU where there is none."
+            _refuse("a unit that a header can't hold", "bad_record", name, remedy)
     rates = {
         lead: _as_fraction(fs_hz.get(lead, math.nan) if isinstance(fs_hz, Mapping) else fs_hz, lead)
         for lead in signals

@@ -56,6 +56,8 @@ def add_noise(
 ) -> NDArray[np.float64]:
     """(..., n) signal with noise of its own on every row.
 
+    A gap stays one, and has no say in the signal's power.
+
     Raises:
         InputError: See `make_noise`.
     """
@@ -65,10 +67,19 @@ def add_noise(
     rng = np.random.default_rng(seed)
     noisy = []
     for row in rows:
-        power = _band(np.nan_to_num(row), 0.7, min(40.0, 0.45 * fs_hz), fs_hz).std()
+        power = _power(row, fs_hz)
         noise = make_noise(kind, len(row), fs_hz, rng)
         noisy.append(row + noise * power * 10 ** (-snr_db / 20))
     return np.stack(noisy).reshape(signal.shape)
+
+
+def _power(row: NDArray, fs_hz: float) -> float:
+    """Deviation of what was measured, without its slow wander; gaps are bridged for the filter."""
+    there = np.isfinite(row)
+    if not there.any():
+        return 0.0
+    bridged = np.interp(np.arange(len(row)), np.flatnonzero(there), row[there])
+    return float(_band(bridged, 0.7, min(40.0, 0.45 * fs_hz), fs_hz)[there].std())
 
 
 def _require(kind: str, n: int, fs_hz: float) -> None:

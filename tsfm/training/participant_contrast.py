@@ -109,7 +109,7 @@ def train_participant_contrast(
         InputError: Segments and participants do not fit; fewer than two participants have two
             segments; `infinite_signal`; `bad_pairs`: pairs of one's own that are not two segments
             of one participant.
-        TsfmError: `loss_not_finite`; the weights are those before that step.
+        TsfmError: `loss_not_finite`; weights and running statistics are those before that step.
     """
     keep_freed_memory()
     own = next(encoder.parameters())
@@ -125,22 +125,24 @@ def train_participant_contrast(
         learned = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(learned, lr=config.lr, weight_decay=config.weight_decay)
         batches = _endless(pairs if pairs is not None else _RandomPairs(owners, config))
-        for step in tqdm(range(config.n_steps), "contrast", disable=_hidden(progress)):
-            if config.halve_every and step and step % config.halve_every == 0:
-                for group in optimizer.param_groups:
-                    group["lr"] *= 0.5
-            first, second = _checked_pairs(next(batches), owners)
-            views = [
-                augment(standardise(samples[rows].to(own)), config.augmentation,
-                        generator=generator)
-                for rows in (first, second)
-            ]  # fmt: skip
-            loss = contrast_step(
-                objective, optimizer, views[0], views[1],
-                torch.as_tensor(owners[first], dtype=torch.int64, device=device),
-            )  # fmt: skip
-            losses.append([float(part) for part in loss])
-    objective.eval()
+        try:
+            for step in tqdm(range(config.n_steps), "contrast", disable=_hidden(progress)):
+                if config.halve_every and step and step % config.halve_every == 0:
+                    for group in optimizer.param_groups:
+                        group["lr"] *= 0.5
+                first, second = _checked_pairs(next(batches), owners)
+                views = [
+                    augment(standardise(samples[rows].to(own)), config.augmentation,
+                            generator=generator)
+                    for rows in (first, second)
+                ]  # fmt: skip
+                loss = contrast_step(
+                    objective, optimizer, views[0], views[1],
+                    torch.as_tensor(owners[first], dtype=torch.int64, device=device),
+                )  # fmt: skip
+                losses.append([float(part) for part in loss])
+        finally:
+            objective.eval()
     return ParticipantContrastResult(objective, np.array(losses).reshape(-1, 3))
 
 
@@ -161,11 +163,14 @@ def contrast_step(
         participants: (participant,) who they are.
 
     Raises:
-        TsfmError: `loss_not_finite`, before any weight is changed.
+        TsfmError: `loss_not_finite`; nothing is changed then.
     """
     optimizer.zero_grad(set_to_none=True)
+    before = {name: buffer.clone() for name, buffer in objective.named_buffers()}
     loss = objective(first, second, participants)
     if not math.isfinite(loss.total.item()):
+        for name, buffer in objective.named_buffers():  # batch norms took the segments in
+            buffer.copy_(before[name])
         raise TsfmError(
             "the loss is no finite number", code="loss_not_finite", place="contrast_step",
             remedy="Lower the learning rate, or raise the temperature.",

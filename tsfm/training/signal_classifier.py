@@ -1,11 +1,11 @@
 """Fine-tuning of the biosignal encoder on labelled records: multi-label, or one of several classes.
 
 Records are few where labels are dear, so each is met changed every time: cut out at another place,
-a little faster or slower, larger or smaller, with leads missing, with wander and noise, and mixed
-with another record together with its labels (mixup, Zhang et al. 2018). What is kept at the end is
-a running average of the weights. Labels that are not known (NaN) teach nothing.
+faster or slower, larger or smaller, with leads missing, with wander and noise, and mixed with
+another record and its labels (mixup, Zhang et al. 2018). What is kept at the end is a running
+average of the weights. Labels that are not known (NaN) teach nothing.
 
-It splits nothing and chooses nothing: the caller says which records teach and for how long.
+It splits and chooses nothing: the caller says which records teach and for how long.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -83,8 +84,9 @@ class SignalTraining:
         sizes = (self.weight_decay, self.noise_mv, self.wander_mv, self.muscle_mv, self.motion_mv,
                  self.scale)  # fmt: skip
         sound = {
-            "epochs": self.epochs >= 0,
-            "batch_size": self.batch_size >= 1,
+            "epochs": isinstance(self.epochs, Integral) and self.epochs >= 0,
+            "batch_size": isinstance(self.batch_size, Integral) and self.batch_size >= 1,
+            "seed": isinstance(self.seed, Integral) and -(2**63) <= self.seed < 2**63,
             "lr": 0 < self.lr < math.inf,
             "crop_s": 0 < self.crop_s < math.inf,
             "mixup": self.mixup == 0 or _MIXUP[0] <= self.mixup <= _MIXUP[1],
@@ -237,7 +239,7 @@ def fit_signal_classifier(
         bar = tqdm(total=training.epochs * n_batches, initial=first * n_batches,
                    disable=not progress, desc="train", unit="step")  # fmt: skip
         for epoch in range(first, training.epochs):
-            draws.manual_seed(training.seed * 1_000_003 + epoch)
+            draws.manual_seed((int(training.seed) * 1_000_003 + epoch) % 2**63)
             order = torch.randperm(len(values), generator=draws)
             for rows in order.tensor_split(n_batches):
                 x, there = augment(

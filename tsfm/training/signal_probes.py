@@ -28,6 +28,7 @@ PENALTIES = tuple(float(p) for p in np.logspace(-4, 4, 17))
 """Penalties that are tried: of the squared weights, for a loss that is a mean over the rows."""
 
 Array = NDArray[np.float64]
+_LEAST_FREEDOM = 1e-9  # share of a row's error that the row itself must not have taken up
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def fit_ridge(
         x: (row, feature) embeddings of training patients.
         y: (row,) or (row, target), without gaps.
         patients: Whose each row is; None says that every row is somebody else's.
-        penalties: To choose from; the least squared error of patients left out wins.
+        penalties: To choose from; the least squared error of patients left out wins. One too
+            small for the rows, which are then met exactly, has no such error and is not chosen.
 
     Raises:
         InputError: Rows do not fit, hold gaps, or are of fewer than two patients; `bad_penalties`.
@@ -87,6 +89,11 @@ def fit_ridge(
     penalty = _checked_penalties(penalties)
     filters = s**2 / (s**2 + len(x) * penalty[:, None])  # (penalty, direction)
     loss = np.stack([_left_out(u, f, y - centre, told, owner) for f in filters])
+    if not np.isfinite(loss).any(0).all():
+        raise InputError(
+            "every penalty lets the weights meet the rows exactly", code="bad_penalties",
+            place="penalties", remedy="Give larger ones, or more rows than features.",
+        )  # fmt: skip
     best = loss.argmin(0)
     # Singular values of nought carry nothing: the filter over them is nought as well.
     shrink = filters[best].T / np.where(s > 0, s, 1.0)[:, None]
@@ -115,11 +122,17 @@ def fit_logistic(
 
     Raises:
         InputError: Rows do not fit or hold gaps, a label is none, or there are too few patients;
-            `bad_penalties`.
+            `no_labels`: a label is known of no row; `bad_penalties`.
     """
     x, y = _columns(x), _columns(y)
     owner = _owners(patients, len(x))
     _check(x, y, owner, (y == 0) | (y == 1) | np.isnan(y))
+    unknown = np.flatnonzero(np.isnan(y).all(0))
+    if len(unknown):
+        raise InputError(
+            f"of {len(unknown)} labels no row's is known, the first in column {unknown[0]}",
+            code="no_labels", place="y", remedy="Leave such labels out.",
+        )  # fmt: skip
     penalty = _checked_penalties(penalties)
     loss = np.full((len(penalty), y.shape[1]), np.nan)
     chosen = np.repeat(penalty[:1], y.shape[1])
@@ -153,16 +166,25 @@ def patient_folds(patients: ArrayLike, n_folds: int, *, seed: int) -> NDArray[np
 
 
 def _left_out(u: Array, filters: Array, y: Array, told: Array, owner: NDArray[np.int64]) -> Array:
-    """(target,) mean squared error of each patient's rows, had the patient been left out."""
+    """(target,) mean squared error of each patient's rows, had the patient been left out.
+
+    Infinite where the weights meet a patient's rows whatever they are: nought is then divided by
+    nought, and what rounding makes of it is smaller than any error.
+    """
     residual = y - u @ (filters[:, None] * told)
     n_rows = np.bincount(owner)
     if n_rows.max() == 1:
         hat = (u**2) @ filters + 1 / len(y)
-        return ((residual / np.maximum(1 - hat, 1e-12)[:, None]) ** 2).mean(0)
+        if (1 - hat).min() < _LEAST_FREEDOM:
+            return np.full(y.shape[1], np.inf)
+        return ((residual / (1 - hat)[:, None]) ** 2).mean(0)
     error = np.empty_like(residual)
     for rows in np.split(np.argsort(owner, kind="stable"), np.cumsum(n_rows)[:-1]):
         hat = (u[rows] * filters) @ u[rows].T + 1 / len(y)
-        error[rows] = np.linalg.solve(np.eye(len(rows)) * (1 + 1e-12) - hat, residual[rows])
+        free, axes = np.linalg.eigh(np.eye(len(rows)) - hat)
+        if free[0] < _LEAST_FREEDOM:
+            return np.full(y.shape[1], np.inf)
+        error[rows] = axes @ ((axes.T @ residual[rows]) / free[:, None])
     return (error**2).mean(0)
 
 
