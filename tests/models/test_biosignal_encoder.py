@@ -311,7 +311,8 @@ def test_a_stream_tells_the_deviation_beside_a_large_offset():
     "change",
     [{"d_model": 0}, {"d_model": 10**9}, {"d_model": 4096, "expand": 4096}, {"d_state": 0},
      {"expand": 0}, {"n_filters": 0}, {"taps": 0}, {"taps": 1}, {"dropout": 5.0},
-     {"dropout": float("nan")}, {"grid_hz": 0.0}, {"grid_hz": -5.0}, {"grid_hz": float("inf")}, {"n_layers": -1}],
+     {"dropout": float("nan")}, {"grid_hz": 0.0}, {"grid_hz": -5.0}, {"grid_hz": float("inf")},
+     {"n_layers": -1}],
     ids=str,
 )  # fmt: skip
 def test_a_size_that_no_encoder_has_is_refused_before_anything_is_built(change):
