@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tsfm.errors import InputError
+from tsfm.signals import ecg_measurements
 from tsfm.signals.ecg_measurements import measure_ecg
 from tsfm.signals.store import STANDARD_LEADS
 from tsfm.simulation.waveforms import simulate_ecg
@@ -137,3 +138,23 @@ def test_a_record_too_short_for_beats_has_the_same_names(n_samples):
 def test_leads_that_are_not_read_may_share_a_name() -> None:
     signal = np.random.default_rng(0).normal(size=(2, 1000))
     assert np.isnan(measure_ecg(signal, fs_hz=100, leads=["ECG", "ECG"])["r_I"])
+
+
+def test_a_long_record_is_measured_on_some_of_its_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.tile(_record(fs_hz=100.0), 60)
+    every = measure_ecg(whole, fs_hz=100.0)
+    seen: list[int] = []
+    align = ecg_measurements._align
+
+    def spy(signal: np.ndarray, peaks: np.ndarray, reach: int, slack: int) -> np.ndarray:
+        seen.append(len(peaks))
+        return align(signal, peaks, reach, slack)
+
+    monkeypatch.setattr(ecg_measurements, "_align", spy)
+    monkeypatch.setattr(ecg_measurements, "_MOST_BEATS", 40)
+    some = measure_ecg(whole, fs_hz=100.0)
+    assert seen == [40]
+    assert some["rr_median_s"] == every["rr_median_s"]
+    assert some["n_beats_a_minute"] == every["n_beats_a_minute"]
+    for name in ("r_II", "s_V1", "t_II", "qrs_s"):
+        assert some[name] == pytest.approx(every[name], rel=0.05), name

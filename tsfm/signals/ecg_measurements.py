@@ -6,7 +6,8 @@ complex from the speed of all leads together, the waves P, Q, R, S and T of each
 level just before the QRS, the ST segment at the J point and 20 to 80 ms after it, and from these
 the axes, the voltage criteria of hypertrophy (Sokolow and Lyon 1949; Cornell, Casale 1987) and the
 intervals PR, QRS, QT and QTc (Bazett). Beside them stand the rhythm's figures and how unlike the
-beats are.
+beats are. Of a long record, such as a day's, rhythm is of all beats and shape of some hundred of
+them, evenly chosen.
 
 They are hand-made features for models and reports; a wave that cannot be found is NaN. They are no
 diagnosis, and no substitute for a cardiograph's certified analysis.
@@ -35,6 +36,7 @@ _LIKE = 0.75  # correlation of a beat with the median of all, to be one of the u
 _QUIET = 0.08  # share of the largest speed, below which a QRS complex has not begun or is over
 _LONGEST_QRS_S = 0.22
 _LOWEST_HZ = 50.0
+_MOST_BEATS = 512  # whose shape is asked; half a megabyte each while they are aligned
 _OF_A_LEAD = (
     "r", "s", "q", "q_width", "area", "peak_time", "turns", "p", "p_low", "t", "t_high", "t_low",
     "st0", "st20", "st40", "st60", "st80", "st_slope", "range",
@@ -141,6 +143,8 @@ def _beats(
     slack = round(_SLACK_S * fs_hz)
     inside = (peaks >= before + slack) & (peaks + after + slack < signal.shape[1])
     peaks = peaks[inside]
+    if len(peaks) > _MOST_BEATS:
+        peaks = peaks[np.linspace(0, len(peaks) - 1, _MOST_BEATS).round().astype(int)]
     if len(peaks) < 2:
         return None
     peaks = _align(filled, peaks, round(0.06 * fs_hz), slack)
