@@ -27,6 +27,15 @@ def write_table(table: pa.Table, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def write_spill(frame: pl.DataFrame, path: Path) -> None:
+    """Write a working file, quickly, that is read again soon and by nobody else.
+
+    By way of pyarrow: of a full disk polars says that the file is out of specification.
+    """
+    texts = [name for name, kind in frame.schema.items() if kind == pl.String]
+    pq.write_table(frame.to_arrow(), path, compression="lz4", use_dictionary=texts or False)
+
+
 def read_table(path: str | Path, *, columns: list[str] | None = None) -> pa.Table:
     """Read parquet, verifying its page checksums.
 

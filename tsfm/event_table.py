@@ -22,6 +22,7 @@ import polars as pl
 
 from tsfm import codes, schema, splits
 from tsfm.checked_parquet import read_table as read_table
+from tsfm.checked_parquet import write_spill
 from tsfm.checked_parquet import write_table as write_table
 from tsfm.dataset_metadata import dataset_facts as dataset_facts
 from tsfm.dataset_metadata import subject_ids as subject_ids
@@ -117,7 +118,7 @@ class EventWriter:
         bucket = (pl.col(schema.SUBJECT_ID).hash(seed=7) % self.n_shards).alias("_bucket")
         for (shard,), part in frame.with_columns(bucket).group_by(["_bucket"]):
             path = self._spill / f"{shard}-{self._n_chunks:06d}.parquet"
-            part.drop("_bucket").write_parquet(path, compression="lz4")
+            write_spill(part.drop("_bucket"), path)
         self._n_chunks += 1
 
     def finish(

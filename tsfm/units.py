@@ -5,6 +5,9 @@ that share nothing. `canonical` therefore rewrites spellings (`mg/dl`, `ug` with
 and converts units of the same dimension whose factor does not depend on the substance (mass
 concentrations, temperatures, lengths, weights, pressures). Molar units are left alone: their factor
 depends on the analyte.
+
+Case tells giga from gram: blood counts in `G/l` are 10*9 a litre. `G/L` may be either, where a
+source writes all in capitals, and is left as given.
 """
 
 from __future__ import annotations
@@ -59,12 +62,35 @@ _SPELLINGS = {
     "k/ul": "10*3/uL",
     "10*3/ul": "10*3/uL",
     "10^3/ul": "10*3/uL",
+    "x10^3/ul": "10*3/uL",
+    "x10*3/ul": "10*3/uL",
+    "10e3/ul": "10*3/uL",
     "10*9/l": "10*3/uL",
+    "10^9/l": "10*3/uL",
+    "x10^9/l": "10*3/uL",
+    "x10*9/l": "10*3/uL",
+    "10e9/l": "10*3/uL",
+    "gpt/l": "10*3/uL",
+    "/nl": "10*3/uL",
     "m/ul": "10*6/uL",
     "10*6/ul": "10*6/uL",
+    "10^6/ul": "10*6/uL",
+    "x10^6/ul": "10*6/uL",
+    "x10*6/ul": "10*6/uL",
+    "10e6/ul": "10*6/uL",
+    "10*12/l": "10*6/uL",
+    "10^12/l": "10*6/uL",
+    "x10^12/l": "10*6/uL",
+    "x10*12/l": "10*6/uL",
+    "10e12/l": "10*6/uL",
+    "tpt/l": "10*6/uL",
+    "/pl": "10*6/uL",
     "ml": "mL",
     "l": "L",
 }
+
+# Where lower case would be another unit: molar and metre, giga or tera a litre and gram a litre.
+_BY_CASE = {"M": "M", "G/L": "G/L", "G/l": "10*3/uL", "T/L": "10*6/uL", "T/l": "10*6/uL"}
 
 # unit -> (canonical unit, factor, offset): canonical = value * factor + offset
 _CONVERSIONS: dict[str, tuple[str, float, float]] = {
@@ -89,8 +115,8 @@ def spelling(unit: str | None) -> str | None:
     text = unit.strip().replace("µ", "u").replace("μ", "u")
     if not text:
         return None
-    if text == "M":  # molar, where a lower case m is a metre
-        return text
+    if text in _BY_CASE:
+        return _BY_CASE[text]
     return _SPELLINGS.get(text.lower(), text)
 
 

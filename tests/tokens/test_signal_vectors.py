@@ -11,6 +11,7 @@ from tsfm import event_table, schema
 from tsfm.batches.dataset import TokenDataset, batches_of
 from tsfm.batches.patient_views import PatientViews, View
 from tsfm.errors import InputError, IntegrityError, ModelMismatch
+from tsfm.tokens import signal_vectors
 from tsfm.tokens.event_tokens import tokenize_events
 from tsfm.tokens.signal_vectors import (
     FOLDER,
@@ -214,7 +215,7 @@ def test_two_views_of_a_patient_share_one_table_of_vectors(tmp_path):
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(pl.DataFrame, "write_parquet", lambda *_: 1 / 0)
+    monkeypatch.setattr(signal_vectors, "write_table", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_vectors().save(tmp_path / "v")
     assert not list(tmp_path.iterdir())
