@@ -98,11 +98,15 @@ def open_run(description: str, full: Sizes, small: Sizes) -> tuple[Path, Sizes, 
     parser.add_argument("--out", type=Path, required=True, help="folder to work in")
     parser.add_argument("--patients", type=int, help="patients to simulate")
     parser.add_argument("--seed", type=int, default=0)
+    counts = [name for name in ("members", "boosters") if hasattr(full, name)]
+    for name in counts:
+        parser.add_argument(f"--{name}", type=int, help=f"default: {getattr(full, name)}")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     arguments = parser.parse_args()
     given = {"seed": arguments.seed}
-    if arguments.patients:
-        given["patients"] = arguments.patients
+    for name in ("patients", *counts):
+        if getattr(arguments, name):
+            given[name] = getattr(arguments, name)
     setup = replace(small if arguments.quick else full, **given)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)

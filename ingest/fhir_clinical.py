@@ -33,6 +33,7 @@ from tsfm.ingest.fhir_fields import (
     Specimen,
 )
 from tsfm.ingest.fhir_references import collected_text
+from tsfm.ingest.fhir_versions import known_us
 
 IMMUNIZATION, ALLERGY, REPORT, SPECIMEN = "IMMUNIZATION", "ALLERGY", "REPORT", "SPECIMEN"
 
@@ -157,7 +158,7 @@ def add_allergy(row: AllergyIntolerance, events: EventBatch) -> str:
 
 
 def add_report(row: DiagnosticReport, events: EventBatch) -> str:
-    """Add that a report was made, known once it was issued; its text is not read."""
+    """Add that a report was made, known once it was issued or changed; its text is not read."""
     if reason := undone(row.status):
         return reason
     subject = events.subject_of(row.subject)
@@ -168,6 +169,8 @@ def add_report(row: DiagnosticReport, events: EventBatch) -> str:
         moment = issued.us, issued.end_us
     elif issued is not None and moment is not None and issued.us >= moment[0]:
         moment = moment[0], issued.end_us
+    if moment is not None:
+        moment = moment[0], known_us(row.status, row.meta, moment[1], events)
     return _add_coded(REPORT, subject, found, moment, row.encounter, events)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from tsfm import codes
 from tsfm.ingest.fhir_codes import code_parts, first_code, is_mimic, profile_name
+from tsfm.ingest.fhir_encounters import Stay
 from tsfm.ingest.fhir_events import NOT_DONE, EventBatch, check_value, undone
 from tsfm.ingest.fhir_fields import (
     Dosage,
@@ -21,7 +22,6 @@ from tsfm.ingest.fhir_fields import (
     Quantity,
 )
 from tsfm.ingest.fhir_medications import Name
-from tsfm.ingest.fhir_references import Stay
 
 ORDERED, ADMINISTERED, DISPENSED, STATED = "ORDERED", "Administered", "DISPENSED", "STATED"
 INFUSION_START, INFUSION_END = "INFUSION_START", "INFUSION_END"

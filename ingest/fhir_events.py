@@ -20,8 +20,9 @@ import polars as pl
 
 from tsfm import schema
 from tsfm.clock import HOUR_US, LONGEST_DAY_US, Clock, CodingDelay, Stamp, to_us
+from tsfm.ingest.fhir_encounters import Stay
 from tsfm.ingest.fhir_fields import Period, Reference
-from tsfm.ingest.fhir_references import ReferenceIndex, Stay
+from tsfm.ingest.fhir_references import ReferenceIndex
 
 IGNORED = "-"
 """Outcome of a resource that tells nothing about a patient, such as a cancelled visit."""
@@ -128,6 +129,7 @@ class EventBatch:
         self.references = references
         self.subjects = references.subjects  # by every spelling met so far: the hot path asks here
         self.stays = references.stays
+        self.clock = clock
         self.stamps = StampCache(clock)
         self.delay = delay
         self.descriptions: dict[str, str] = {}

@@ -88,26 +88,7 @@ class Version(Head):
     """What decides between two copies of one resource."""
 
     meta: Meta | None = None
-
-
-class BundleEntry(Fields):
-    """Entry of a Bundle; its resource is decoded later, on its own."""
-
-    full_url: str = ""
-    resource: msgspec.Raw = NO_RAW
-
-
-class Bundle(Fields):
-    """Bundle of any type."""
-
-    entry: list[BundleEntry] = []
-
-
-class Manifest(Fields):
-    """Bulk-export manifest: not a resource, but says when the export was taken."""
-
-    transaction_time: str
-    output: list[msgspec.Raw]
+    status: str = ""
 
 
 class Extension(Fields):
@@ -117,6 +98,13 @@ class Extension(Fields):
     value_string: str = ""
     value_coding: Coding | None = None
     extension: list[Extension] = []
+
+
+class PatientLink(Fields):
+    """Another record of the same person."""
+
+    other: Reference | None = None
+    type: str = ""
 
 
 class Patient(Fields):
@@ -129,6 +117,7 @@ class Patient(Fields):
     birth_date: str | None = None
     deceased_boolean: bool | None = None
     deceased_date_time: str | None = None
+    link: list[PatientLink] = []
     extension: list[Extension] = []
 
 
@@ -354,6 +343,7 @@ class AllergyIntolerance(Fields):
 class DiagnosticReport(Fields):
     """Report; its text and attachments are not read."""
 
+    meta: Meta | None = None
     status: str = ""
     code: Concept | None = None
     subject: Reference | None = None

@@ -11,11 +11,11 @@ Brand, strength and form are not taken apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
+from tsfm.ingest.fhir_addresses import Addresses
 from tsfm.ingest.fhir_codes import ATC, RXNORM, choose, is_mimic, system_name
 from tsfm.ingest.fhir_fields import (
     Concept,
@@ -24,7 +24,6 @@ from tsfm.ingest.fhir_fields import (
     Medication,
     MedicationEvent,
     Reference,
-    reference_key,
 )
 
 MAX_MIX_DEPTH = 3
@@ -37,10 +36,10 @@ class MedicationIndex:
     """`Medication` resources and the names of MIMIC's drug numbers.
 
     Attributes:
-        aliases: Bundle addresses to `Type/id`, shared with the other references.
+        addresses: What references mean, shared with the other references.
     """
 
-    aliases: Mapping[str, str]
+    addresses: Addresses
     _rows: dict[str, Medication] = field(default_factory=dict[str, Medication])
     _by_number: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
 
@@ -52,6 +51,10 @@ class MedicationIndex:
             if is_mimic(key.system) and key.value:
                 number = (key.system, key.value)
                 self._by_number[number] = min(name, self._by_number.get(number, name))
+
+    def forget(self, medication: str) -> None:
+        """Drop a medication; what its drug number is called stays true."""
+        self._rows.pop(medication, None)
 
     def name(self, row: MedicationEvent) -> Name:
         """Name of the medication of an order, dose, dispense or statement."""
@@ -81,8 +84,9 @@ class MedicationIndex:
 
     def _find(self, reference: Reference, contained: list[msgspec.Raw]) -> Medication | None:
         if not is_local(reference):
-            key = reference_key(reference.reference, "Medication")
-            return self._rows.get(self.aliases.get(key, key))
+            return self._rows.get(
+                self.addresses.find(reference.reference, "Medication", self._rows)
+            )
         for raw in contained:
             try:
                 head = msgspec.json.decode(raw, type=Head)

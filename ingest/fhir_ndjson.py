@@ -18,23 +18,25 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tsfm.clock import Clock, CodingDelay, StampError, from_us
+from tsfm.clock import Clock, CodingDelay, StampError, from_us, to_us
 from tsfm.errors import FormatError, InputError
 from tsfm.event_table import EventWriter
 from tsfm.ingest import fhir_claims, fhir_clinical, fhir_drugs, fhir_observations, fhir_stays
+from tsfm.ingest.fhir_addresses import id_of_address
+from tsfm.ingest.fhir_encounters import ExportTime
 from tsfm.ingest.fhir_events import IGNORED, EventBatch, UnusableError
 from tsfm.ingest.fhir_files import ByteCount, Found, find_files
 from tsfm.ingest.fhir_survey import (
-    COPY,
+    DELETED,
     EVENT_TYPES,
     FIRST_TYPE,
     Survey,
-    id_of_address,
     kind_of,
     quarantine_row,
     reason_of,
@@ -61,6 +63,9 @@ _MAPPINGS: dict[str, Callable[[Any, EventBatch], str]] = {
     "Claim": fhir_claims.add_claim,
     "ClaimResponse": fhir_claims.add_claim_response,
 }
+_HARMLESS = frozenset({"duplicate_resource", "deleted_in_source"})
+"""Reasons of rows that are set aside without a loss: no part of the share that can't be used."""
+
 _BATCH_EVENTS = 200_000
 _NOTES = {
     "no_release_time": "{:,} Observations say no time of release: available when measured",
@@ -72,6 +77,24 @@ _NOTES = {
     "encounters_not_happened": "{:,} encounters planned, cancelled or pre-admission: ignored",
     "no_death_date": "{:,} deaths without a date: no event",
     "no_birth_date": "{:,} patients without a birth date",
+    "vague_stays": "{:,} stays are known by month or year only: contacts, without admission and "
+    "discharge",
+    "ends_after_export": "{:,} encounters are said to end after the export was taken: not over",
+    "changed_results": "{:,} results were changed after they were issued: available since then, "
+    "and the first value before, where the export holds it",
+    "changed_sometime": "{:,} changed results do not say when they were changed: available when "
+    "issued",
+    "vague_deaths": "{:,} deaths are known by month or year only: they stand at its end, and no "
+    "stay is said to have ended in them",
+    "parts_of_nothing": "{:,} encounters are said to be part of one that can't hold them (another "
+    "patient's, void, or part of it itself): stays of their own",
+    "shared_keys": "{:,} patients share a MIMIC key: told apart by their ids",
+    "merged": "{:,} patients were replaced by another: what refers to them is the other's",
+    "unused_links": "{:,} patients have links of replacement that lead nowhere, in a circle or to "
+    "several patients: merged with nobody",
+    "unused_deaths": "{:,} replaced patients have a date of death that the other has not: no event",
+    "outlived_deletions": "{:,} resources are newer than their deletion: kept",
+    "unclear_deletions": "{:,} deletions name no resource by its id: not applied",
 }
 
 
@@ -98,11 +121,12 @@ def ingest_fhir(
             time of recording is given.
         n_shards: Files to spread the subjects over.
         progress: Show a progress bar; None shows it on a terminal.
-        max_quarantined: Largest share of resources that may be set aside.
+        max_quarantined: Largest share of resources that may be set aside; copies of a resource
+            that is used, and what the source deleted, are no part of it.
 
     Raises:
         InputError: Bad argument, `output_exists`, or `empty_source`: nothing about patients.
-        FormatError: `truncated_gzip`, `file_changed`, or `too_many_quarantined`.
+        FormatError: `truncated_gzip`, `file_changed`, `mixed_servers` or `too_many_quarantined`.
         LimitExceeded: `gzip_bomb` or `document_too_large`.
     """
     summary = IngestSummary("fhir")
@@ -123,6 +147,7 @@ def ingest_fhir(
             reader = Clock.create(mode, time_zone)
             if mode == "utc" and time_zone is None:
                 reader = replace(reader, west_us=survey.references.westernmost_us())
+            survey.references.export = None if is_mimic else _export_time(survey, reader)
             survey.references.settle(reader)
             events = EventBatch(survey.references, reader, CodingDelay(coding_delay_hours))
             with _Bar(found, "writing events", progress) as bar:
@@ -147,7 +172,7 @@ def ingest_fhir(
         info = writer.finish(
             dataset=facts,
             descriptions=events.descriptions,
-            subject_ids=survey.references.source_ids,
+            subject_ids=survey.references.patients.source_ids,
         )
     summary.n_subjects, summary.n_events = info.n_subjects, info.n_events
     summary.events_by_class = info.events_by_class
@@ -194,8 +219,9 @@ def _write_events(
     used = [0] * len(table)
     ignored = survey.ignored.copy()
     for _, mark, raw, full_url, block, index in survey.rows(bar.read, bar.advance):
-        if mark == COPY:
-            quarantine_row(survey.quarantine, "duplicate_resource", raw, block, index, kind_of(raw))
+        if mark < FIRST_TYPE:
+            reason = "deleted_in_source" if mark == DELETED else "duplicate_resource"
+            quarantine_row(survey.quarantine, reason, raw, block, index, kind_of(raw))
             continue
         kind, decode, mapping = table[mark - FIRST_TYPE]
         try:
@@ -223,11 +249,13 @@ def _write_events(
 
 
 def _check_share(summary: IngestSummary, src: str | Path, max_quarantined: float) -> None:
-    set_aside = sum(summary.quarantined.values())
-    if set_aside > max_quarantined * summary.n_rows:
-        worst = max(summary.quarantined, key=lambda reason: summary.quarantined[reason])
+    lost = {reason: n for reason, n in summary.quarantined.items() if reason not in _HARMLESS}
+    n_lost, n_copies = sum(lost.values()), sum(summary.quarantined.values()) - sum(lost.values())
+    n_rows = summary.n_rows - n_copies
+    if n_lost > max_quarantined * n_rows:
+        worst = max(lost, key=lambda reason: lost[reason])
         raise FormatError(
-            f"{set_aside:,} of {summary.n_rows:,} resources can't be used, most for '{worst}'",
+            f"{n_lost:,} of {n_rows:,} resources can't be used, most for '{worst}'",
             code="too_many_quarantined",
             place=source_name(src),
             remedy="See the quarantine folder, mend the export, or raise --max-quarantined.",
@@ -246,17 +274,31 @@ def _empty(src: str | Path, found: Found) -> InputError:
     )
 
 
-def _data_as_of(survey: Survey, clock: Clock, latest_us: int | None, is_mimic: bool) -> str | None:
-    """Until when the export tells the patients' story, on the data set's clock."""
+def _transaction_us(survey: Survey, clock: Clock) -> int | None:
+    """Up to when the server knew, by the manifests."""
     stamps: list[int] = []
     for text in survey.transaction_times:
         try:
             stamps.append(clock.read(text).end_us)
         except StampError:
             continue
-    if stamps:
-        return from_us(max(stamps)).isoformat()
-    return None if is_mimic or latest_us is None else from_us(latest_us).isoformat()
+    return max(stamps, default=None)
+
+
+def _export_time(survey: Survey, clock: Clock) -> ExportTime:
+    """When the export was taken: as its manifests say, else by now."""
+    told = _transaction_us(survey, clock)
+    if told is not None:
+        return ExportTime(told, is_told=True)
+    return ExportTime(to_us(datetime.now(UTC).replace(tzinfo=None)), is_told=False)
+
+
+def _data_as_of(survey: Survey, clock: Clock, latest_us: int | None, is_mimic: bool) -> str | None:
+    """Until when the export tells the patients' story, on the data set's clock."""
+    told = _transaction_us(survey, clock)
+    if told is None and not is_mimic:
+        told = latest_us
+    return None if told is None else from_us(told).isoformat()
 
 
 def _notes(
@@ -264,23 +306,19 @@ def _notes(
 ) -> list[str]:
     words = "the wall clock as written" if mode == "wall" else "UTC"
     notes = [f"times are on {words}; data as of {as_of or 'an unknown date'}"]
-    notes += [
-        text.format(events.counts[name]) for name, text in _NOTES.items() if events.counts[name]
-    ]
-    if survey.references.vague_deaths:
-        notes.append(
-            f"{len(survey.references.vague_deaths):,} deaths are known by month or year only: they "
-            "stand at its end, and no stay is said to have ended in them"
-        )
-    if survey.references.parts_of_nothing:
-        notes.append(
-            f"{survey.references.parts_of_nothing:,} encounters are said to be part of one that "
-            "can't hold them (another patient's, void, or part of it itself): stays of their own"
-        )
-    if survey.references.shared_keys:
-        notes.append(
-            f"{survey.references.shared_keys:,} patients share a MIMIC key: told apart by their ids"
-        )
+    patients = survey.references.patients
+    counts = {
+        **events.counts,
+        "vague_deaths": len(patients.vague_deaths),
+        "parts_of_nothing": survey.references.parts_of_nothing,
+        "shared_keys": patients.shared_keys,
+        "merged": len(patients.merged),
+        "unused_links": len(patients.unused_links),
+        "unused_deaths": patients.unused_deaths,
+        "outlived_deletions": survey.deletions.n_outlived,
+        "unclear_deletions": survey.deletions.n_unclear,
+    }
+    notes += [text.format(counts[name]) for name, text in _NOTES.items() if counts.get(name)]
     if found.others:
         kinds = ", ".join(f"{suffix} {n:,}" for suffix, n in sorted(found.others.items()))
         notes.append(f"files of other kinds not read: {kinds}")

@@ -3,7 +3,8 @@
 
 A measurement's code carries its system and its unit, `LAB//LOINC//2345-7//mg/dL`; a coded answer
 carries the answer, `LAB//LOINC//600-7//POS`. The time is when the sample was taken or the patient
-measured; the result is available when it was issued, never before.
+measured; the result is available when it was issued, never before, and a changed one when it was
+changed (`fhir_versions`).
 
 MIMIC's units stay as its tables write them; all others are brought to one unit a quantity.
 """
@@ -22,9 +23,10 @@ from tsfm.ingest.fhir_codes import (
     is_mimic,
     system_name,
 )
+from tsfm.ingest.fhir_encounters import Stay
 from tsfm.ingest.fhir_events import EventBatch, UnusableError, check_value, undone
 from tsfm.ingest.fhir_fields import NO_RAW, Coding, Component, Concept, Meta, Observation
-from tsfm.ingest.fhir_references import Stay
+from tsfm.ingest.fhir_versions import known_us
 
 OBSERVATION, OUTPUT, CHART_DATE = "OBSERVATION", "SUBJECT_FLUID_OUTPUT", "CHART_DATE"
 MICRO_TEST = "MICROBIOLOGY_TEST"
@@ -56,6 +58,7 @@ def add_observation(row: Observation, events: EventBatch) -> str:
         return reason
     subject = events.subject_of(row.subject)
     time, available = _times(row, events)
+    available = known_us(row.status, row.meta, available, events)
     stay = events.stay_of(row.encounter) if row.encounter is not None else None
     prefix = _category(row.category)
     if not row.component:

@@ -11,20 +11,28 @@ A reference that leads nowhere stays nowhere: no patient is ever made up.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Container
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tsfm import codes
-from tsfm.clock import HOUR_US, LONGEST_DAY_US, Clock, Stamp, StampError
+from tsfm.clock import HOUR_US, Clock
 from tsfm.ingest import fhir_fields as fields
+from tsfm.ingest.fhir_addresses import Addresses
 from tsfm.ingest.fhir_codes import first_code, has_code, is_mimic, profile_name
-from tsfm.ingest.fhir_fields import Reference, reference_key, stable_id
+from tsfm.ingest.fhir_encounters import (
+    EMERGENCY,
+    HOSPITAL,
+    INTENSIVE,
+    OTHER,
+    OUTPATIENT,
+    WARD,
+    ExportTime,
+    Stay,
+    read_bounds,
+)
+from tsfm.ingest.fhir_fields import Reference, stable_id
 from tsfm.ingest.fhir_medications import MedicationIndex, Name, is_local
+from tsfm.ingest.fhir_patients import PatientIndex
 
-HOSPITAL, EMERGENCY, INTENSIVE, WARD = "hospital", "ed", "icu", "ward"
-OUTPATIENT, OTHER = "outpatient", "other"
 _CLASSES = {
     **dict.fromkeys(("IMP", "ACUTE", "NONACUTE", "OBSENC", "SS", "INPATIENT"), HOSPITAL),
     **dict.fromkeys(("EMER", "EMERGENCY"), EMERGENCY),
@@ -41,29 +49,6 @@ _ICU_TYPES = ("ICU", "PEDICU", "PEDNICU", "CCU")
 
 
 @dataclass(slots=True)
-class Stay:
-    """An Encounter as others need it.
-
-    Attributes:
-        encounter_id: Integer key.
-        subject: Reference of its patient, as written.
-        kind: `hospital`, `ed`, `icu`, `ward` (a part of a hospital stay), `outpatient`, `other`.
-        disposition: How it ended, in MIMIC's words; None where not said.
-        start: Period's start; None where absent or unreadable.
-        end: Period's end; None while the stay lasts.
-        problem: Why its period can't be used, as a quarantine reason.
-    """
-
-    encounter_id: int
-    subject: str
-    kind: str
-    disposition: str | None
-    start: Stamp | None = None
-    end: Stamp | None = None
-    problem: str = ""
-
-
-@dataclass(slots=True)
 class _Waiting:
     """Facts of an Encounter until all others and the clock are known."""
 
@@ -75,12 +60,11 @@ class _Waiting:
 
 @dataclass(slots=True)
 class ReferenceIndex:
-    """Referenced resources by `Type/id`, with aliases for Bundle addresses.
+    """Referenced resources by `Type/id`.
 
     Attributes:
-        subjects: Patient to subject id.
-        source_ids: Subject id to the Patient's id.
-        deaths: Subject id to the stamp of death.
+        patients: Patients, their subjects and deaths.
+        subjects: Subject id by `Patient/id`, and by every spelling of a reference met so far.
         died_at: Subject id to the ends of hospital stays that ended in death.
         stays: Encounters.
         wards: Locations' names.
@@ -88,15 +72,14 @@ class ReferenceIndex:
         collected: Specimens' time of collection as written.
         medications: Medications and their names.
         is_mimic: Whether the source is MIMIC-IV on FHIR.
-        shared_keys: Patients whose MIMIC key is claimed by another patient too.
-        vague_deaths: Subjects of whose death no day is known.
         parts_of_nothing: Encounters that say they are part of one that can't hold them.
-        aliases: Bundle addresses to `Type/id`.
+        export: When the export was taken, to be said before `settle`; None if nothing tells.
+        addresses: What references mean.
     """
 
-    subjects: dict[str, int] = field(default_factory=dict[str, int])
-    source_ids: dict[int, str] = field(default_factory=dict[int, str])
-    deaths: dict[int, Stamp] = field(default_factory=dict[int, Stamp])
+    addresses: Addresses = field(default_factory=Addresses)
+    patients: PatientIndex = field(init=False)
+    subjects: dict[str, int] = field(init=False)
     died_at: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     stays: dict[str, Stay] = field(default_factory=dict[str, Stay])
     wards: dict[str, str] = field(default_factory=dict[str, str])
@@ -105,14 +88,9 @@ class ReferenceIndex:
     )
     collected: dict[str, str] = field(default_factory=dict[str, str])
     is_mimic: bool = False
-    shared_keys: int = 0
-    vague_deaths: set[int] = field(default_factory=set[int])
     parts_of_nothing: int = 0
-    aliases: dict[str, str] = field(default_factory=dict[str, str])
+    export: ExportTime | None = None
     medications: MedicationIndex = field(init=False)
-    _patients: dict[str, tuple[str, str | None]] = field(
-        default_factory=dict[str, tuple[str, str | None]]
-    )
     _waiting: dict[str, _Waiting] = field(default_factory=dict[str, _Waiting])
     _icu_wards: set[str] = field(default_factory=set[str])
     _requests: dict[str, tuple[str | None, fields.MedicationRequest]] = field(
@@ -120,23 +98,19 @@ class ReferenceIndex:
     )
 
     def __post_init__(self) -> None:
-        """Share the aliases with the medications."""
-        self.medications = MedicationIndex(self.aliases)
-
-    def add_alias(self, full_url: str, kind: str, id: str) -> None:
-        """Remember a Bundle entry's address, where it does not end in the resource's id."""
-        key = reference_key(full_url, kind)
-        if key and key != f"{kind}/{id}":
-            self.aliases[key] = f"{kind}/{id}"
+        """Share the addresses with patients and medications."""
+        self.patients = PatientIndex(self.addresses)
+        self.subjects = self.patients.subjects
+        self.medications = MedicationIndex(self.addresses)
 
     def add_patient(self, row: fields.Patient) -> None:
-        """Keep a patient's key and death."""
+        """Keep a patient."""
         mimic_key = next(
             (i.value for i in row.identifier if is_mimic(i.system) and _is_key(i.value)), ""
         )
         if mimic_key or profile_name(row.meta):
             self.is_mimic = True
-        self._patients[f"Patient/{row.id}"] = (mimic_key, row.deceased_date_time)
+        self.patients.add(row, mimic_key)
 
     def add_encounter(self, row: fields.Encounter) -> None:
         """Keep a stay."""
@@ -189,23 +163,20 @@ class ReferenceIndex:
         if at:
             self.collected[f"Specimen/{row.id}"] = at
 
+    def forget(self, kind: str, id: str) -> None:
+        """Drop a resource that the source has deleted: what refers to it leads nowhere."""
+        key = f"{kind}/{id}"
+        for table in (self.stays, self._waiting, self.wards, self._requests, self.collected):
+            table.pop(key, None)
+        self._icu_wards.discard(key)
+        self.patients.forget(key)
+        self.medications.forget(key)
+
     def settle(self, clock: Clock) -> None:
         """Bring everything onto one clock, once all resources are in."""
-        claims = Counter(key for key, _ in self._patients.values() if key)
-        for patient, (mimic_key, death) in self._patients.items():
-            own = bool(mimic_key) and claims[mimic_key] == 1
-            self.shared_keys += bool(mimic_key) and not own
-            subject = int(mimic_key) if own else stable_id(patient.removeprefix("Patient/"))
-            self.subjects[patient] = subject
-            self.source_ids[subject] = patient.removeprefix("Patient/")
-            if death:
-                # A Patient with an unreadable date is set aside for it in the second pass.
-                with suppress(StampError):
-                    self.deaths[subject] = stamp = clock.read(death)
-                    if stamp.end_us - stamp.us > LONGEST_DAY_US:
-                        self.vague_deaths.add(subject)
+        self.patients.settle(clock)
         for key, waiting in self._waiting.items():
-            self._settle_period(self.stays[key], waiting, clock)
+            self.stays[key].settle(read_bounds(*waiting.period, clock, self.export))
         hospital = {key for key, stay in self.stays.items() if stay.kind == HOSPITAL}
         for key, whole in self._wholes(hospital).items():
             if whole is not None:
@@ -214,7 +185,6 @@ class ReferenceIndex:
         for key, (authored, request) in self._requests.items():
             self.orders[key] = (authored, self.medications.name(request))
         self._waiting.clear()
-        self._patients.clear()
         self._requests.clear()
 
     def westernmost_us(self) -> int:
@@ -224,7 +194,7 @@ class ReferenceIndex:
         """
         found = 0
         texts = [text for waiting in self._waiting.values() for text in waiting.period]
-        texts += [death for _, death in self._patients.values()]
+        texts += self.patients.deaths_as_written()
         for offset in {text[-6:] for text in texts if text and _WEST.fullmatch(text[-6:])}:
             found = max(found, int(offset[1:3]) * HOUR_US + int(offset[4:]) * HOUR_US // 60)
         return found
@@ -238,7 +208,7 @@ class ReferenceIndex:
         """
         wholes: dict[str, str | None] = {}
         for key in hospital:
-            whole = self._resolve(self._waiting[key].part_of, "Encounter", hospital)
+            whole = self.addresses.find(self._waiting[key].part_of, "Encounter", hospital)
             wholes[key] = whole if not whole or self._can_hold(whole, key) else None
         for key in sorted(hospital):
             seen = {key}
@@ -270,16 +240,6 @@ class ReferenceIndex:
         elif whole:
             self.stays[key].kind = WARD
 
-    def _settle_period(self, stay: Stay, waiting: _Waiting, clock: Clock) -> None:
-        try:
-            start, end = waiting.period
-            stay.start = clock.read(start) if start else None
-            stay.end = clock.read(end) if end else None
-        except StampError as error:
-            stay.start, stay.end, stay.problem = None, None, str(error)
-        if stay.start and stay.end and stay.end.end_us < stay.start.us:
-            stay.start, stay.end, stay.problem = None, None, "discharge_before_admission"
-
     def _settle_deaths(self) -> None:
         """Find the stays that ended in death: those that say so, else the one the day falls into.
 
@@ -293,8 +253,8 @@ class ReferenceIndex:
                 continue
             if _says_died(stay):
                 self.died_at.setdefault(subject, []).append(stay.end.end_us)
-            death = self.deaths.get(subject)
-            if death is None or subject in self.vague_deaths:
+            death = self.patients.deaths.get(subject)
+            if death is None or subject in self.patients.vague_deaths:
                 continue
             if death.us > stay.end.end_us or death.end_us < stay.start.us:
                 continue
@@ -310,19 +270,14 @@ class ReferenceIndex:
                 self.died_at.setdefault(subject, []).append(stay.end.end_us)
 
     def _says_icu(self, ward: Reference) -> bool:
-        key = self._resolve(ward.reference, "Location", self.wards)
+        key = self.addresses.find(ward.reference, "Location", self.wards)
         return key in self._icu_wards or bool(_ICU_NAME.search(ward.display))
-
-    def _resolve(self, reference: str, kind: str, table: Container[str]) -> str:
-        key = reference_key(reference, kind)
-        known = self.aliases.get(key, key)
-        return known if known in table else ""
 
     def subject(self, reference: str) -> int | None:
         """Subject id behind a reference; a spelling once resolved is found at once."""
         found = self.subjects.get(reference)
         if found is None:
-            key = self._resolve(reference, "Patient", self.subjects)
+            key = self.addresses.find(reference, "Patient", self.subjects)
             if key:
                 found = self.subjects[reference] = self.subjects[key]
         return found
@@ -331,7 +286,7 @@ class ReferenceIndex:
         """Encounter behind a reference."""
         found = self.stays.get(reference)
         if found is None and reference:
-            key = self._resolve(reference, "Encounter", self.stays)
+            key = self.addresses.find(reference, "Encounter", self.stays)
             if key:
                 found = self.stays[reference] = self.stays[key]
         return found
@@ -340,17 +295,17 @@ class ReferenceIndex:
         """Name of a Location: its own, else the one in the reference."""
         if ward is None:
             return None
-        return self.wards.get(self._resolve(ward.reference, "Location", self.wards)) or (
+        return self.wards.get(self.addresses.find(ward.reference, "Location", self.wards)) or (
             ward.display or None
         )
 
     def order(self, reference: str) -> tuple[str | None, Name] | None:
         """Time as written and medication of an order."""
-        return self.orders.get(self._resolve(reference, "MedicationRequest", self.orders))
+        return self.orders.get(self.addresses.find(reference, "MedicationRequest", self.orders))
 
     def collection_time(self, reference: str) -> str | None:
         """When a specimen was taken, as written."""
-        return self.collected.get(self._resolve(reference, "Specimen", self.collected))
+        return self.collected.get(self.addresses.find(reference, "Specimen", self.collected))
 
 
 def collected_text(row: fields.Specimen) -> str | None:

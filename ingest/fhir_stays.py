@@ -2,6 +2,7 @@
 """Patients and encounters as events: birth, death, stays, wards, visits.
 
 A stay's end is read as FHIR's Period says: inclusive, so that a bare date means the end of its day.
+A stay of which no day is known is a contact, without admission and discharge (`fhir_encounters`).
 A death known by its date only is set to the end of that day, or to the discharge when the patient
 died in hospital on it, so that nothing of the day comes after.
 """
@@ -11,9 +12,7 @@ from __future__ import annotations
 from tsfm import codes
 from tsfm.clock import StampError
 from tsfm.ingest.fhir_codes import first_code
-from tsfm.ingest.fhir_events import IGNORED, EventBatch
-from tsfm.ingest.fhir_fields import Encounter, Extension, Location, Medication, Patient
-from tsfm.ingest.fhir_references import (
+from tsfm.ingest.fhir_encounters import (
     EMERGENCY,
     HOSPITAL,
     INTENSIVE,
@@ -21,6 +20,8 @@ from tsfm.ingest.fhir_references import (
     WARD,
     Stay,
 )
+from tsfm.ingest.fhir_events import IGNORED, EventBatch
+from tsfm.ingest.fhir_fields import Encounter, Extension, Location, Medication, Patient
 
 _SEXES = {"male": "M", "female": "F"}
 _PRIORITIES = {"EM": "EMERGENCY", "UR": "URGENT", "EL": "ELECTIVE"}
@@ -29,8 +30,11 @@ TRANSFER, SERVICE, ENCOUNTER = "TRANSFER_TO", "SERVICE", "ENCOUNTER"
 
 
 def add_patient(row: Patient, events: EventBatch) -> str:
-    """Add who the patient is, birth and death."""
-    subject = events.references.subjects[f"Patient/{row.id}"]
+    """Add who the patient is, birth and death; of one who was replaced the survivor tells them."""
+    patients = events.references.patients
+    if f"Patient/{row.id}" in patients.merged:
+        return ""
+    subject = patients.subjects[f"Patient/{row.id}"]
     sex = _SEXES.get(row.gender, row.gender.upper())
     events.add(subject, codes.join(codes.GENDER, sex), None)
     race = _race(row.extension)
@@ -46,7 +50,7 @@ def add_patient(row: Patient, events: EventBatch) -> str:
     else:
         events.counts["no_birth_date"] += 1
     if row.deceased_date_time:
-        death = events.references.deaths.get(subject)
+        death = patients.deaths.get(subject)
         if death is None:
             return "bad_time"
         events.stamps.note(death)
@@ -85,6 +89,8 @@ def add_encounter(row: Encounter, events: EventBatch) -> str:
         return stay.problem
     if stay.start is None:
         return "no_time"
+    events.counts["vague_stays"] += stay.is_contact
+    events.counts["ends_after_export"] += stay.bounds.lasts
     events.stamps.note(stay.start)
     events.stamps.note(stay.end)
     _add_bounds(row, class_code, subject, stay, events)
@@ -92,7 +98,8 @@ def add_encounter(row: Encounter, events: EventBatch) -> str:
     if service:
         code = codes.join(SERVICE, service)
         events.add(subject, code, stay.start.us, stay.start.end_us, stay)
-    return _add_transfers(row, subject, stay, events) if stay.kind == HOSPITAL else ""
+    moves = stay.kind == HOSPITAL or stay.is_contact
+    return _add_transfers(row, subject, stay, events) if moves else ""
 
 
 def _add_bounds(

@@ -1,10 +1,11 @@
 # pyright: strict
-"""First pass over a FHIR export: what each line is, what others refer to, which copies are stale.
+"""First pass over a FHIR export: what each line is, what others refer to, what is stale or deleted.
 
 The survey leaves a ledger, one byte a resource, so that the second pass decodes every resource
 straight into the struct of its type. A resource that occurs more than once (bulk exports overlap,
-and bundles repeat) is kept once, in its newest version; finding copies takes eight bytes a
-resource, not its name.
+and bundles repeat) is kept once, in its newest version, but for results that were changed
+(`fhir_versions`); finding copies takes eight bytes a resource, not its name. What the source says
+that it deleted (`fhir_bundles`) is marked in the ledger and taken out of the references.
 
 No event is made here.
 """
@@ -18,7 +19,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -26,8 +26,11 @@ import msgspec
 from tsfm.errors import FormatError
 from tsfm.ingest import fhir_claim_fields as claim_fields
 from tsfm.ingest import fhir_fields as fields
+from tsfm.ingest.fhir_addresses import id_of_address
+from tsfm.ingest.fhir_bundles import Bundle, Deletions, Manifest, Name, updated_at
 from tsfm.ingest.fhir_files import Block, ByteCount, SourceFile, read_blocks
 from tsfm.ingest.fhir_references import ReferenceIndex
+from tsfm.ingest.fhir_versions import CHANGED, RESULTS, Age, Version, versions_to_keep
 from tsfm.ingest.quarantine import Quarantine
 
 EVENT_TYPES: dict[str, type[fields.Fields]] = {
@@ -52,19 +55,20 @@ EVENT_TYPES: dict[str, type[fields.Fields]] = {
 """Resource types that are read; all others are counted."""
 
 UNREADABLE = "(unreadable)"
-FIRST_TYPE = 4
+FIRST_TYPE = 5
 """Ledger mark of the first of `EVENT_TYPES`; the others follow in order."""
 
-COPY = 3
-"""Ledger mark of a resource of which another copy is used."""
+COPY, DELETED = 3, 4
+"""Ledger marks of a resource of which another copy is used, and of one that the source deleted."""
 
 _NOTHING, _SPENT, _BUNDLE = range(3)
 _MARKS = {name: FIRST_TYPE + n for n, name in enumerate(EVENT_TYPES)}
+_RESULT_MARKS = frozenset(_MARKS[name] for name in RESULTS)
 _TYPE_NAME = re.compile(r"[A-Z][A-Za-z]{1,60}")
 _MAX_BUNDLE_DEPTH = 8
 _UNREADABLE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decode_head = msgspec.json.Decoder(fields.Head).decode
-_decode_bundle = msgspec.json.Decoder(fields.Bundle).decode
+_decode_bundle = msgspec.json.Decoder(Bundle).decode
 _decode_version = msgspec.json.Decoder(fields.Version).decode
 
 Json = msgspec.Raw | bytes
@@ -84,6 +88,7 @@ class Survey:
         ignored: Resources of types that hold no patient events.
         n_bundles: Bundles unpacked.
         transaction_times: Of the bulk-export manifests found.
+        deletions: What the source says it has deleted.
     """
 
     files: list[SourceFile]
@@ -93,6 +98,7 @@ class Survey:
     ignored: Counter[str] = field(default_factory=Counter[str])
     n_bundles: int = 0
     transaction_times: list[str] = field(default_factory=list[str])
+    deletions: Deletions = field(default_factory=Deletions)
     _ledger: bytearray = field(default_factory=bytearray)
     _keys: array[int] = field(default_factory=lambda: array("q"))
     _keepers: dict[str, tuple[Callable[[Any], Any], Callable[[Any], None]]] = field(
@@ -129,6 +135,7 @@ class Survey:
             self.read[name] += self._ledger.count(mark)
         self.read = +self.read
         self._drop_copies()
+        self._drop_deleted()
 
     def rows(self, read: ByteCount, advance: Callable[[], None]) -> Iterator[Row]:
         """All resources of `EVENT_TYPES`, in the order of the first pass.
@@ -204,7 +211,7 @@ class Survey:
         if kind in self._keepers:
             self._keep(kind, id, raw)
             if full_url:
-                self.references.add_alias(full_url, kind, id)
+                self.references.addresses.add(full_url, f"{kind}/{id}")
 
     def _note_other(self, kind: str, raw: Json, block: Block, index: int, depth: int) -> None:
         if kind == "Bundle":
@@ -217,11 +224,12 @@ class Survey:
             self._set_aside("bad_resource_type", raw, block, index)
         else:
             try:
-                manifest = msgspec.json.decode(raw, type=fields.Manifest)
+                manifest = msgspec.json.decode(raw, type=Manifest)
             except msgspec.DecodeError:
                 self._set_aside("no_resource_type", raw, block, index)
             else:
                 self.transaction_times.append(manifest.transaction_time)
+                self.deletions.add_manifest(manifest, block.file.name)
                 self._mark(_NOTHING)
 
     def _unpack(self, raw: Json, block: Block, index: int, depth: int) -> None:
@@ -236,6 +244,7 @@ class Survey:
         self.read["Bundle"] += 1
         self.n_bundles += 1
         self._mark(_BUNDLE)
+        self.deletions.add(bundle, block.file.name)
         for entry in bundle.entry:
             if entry.resource is not fields.NO_RAW:
                 self._note(entry.resource, entry.full_url, block, index, depth + 1)
@@ -250,7 +259,7 @@ class Survey:
         add(row)
 
     def _drop_copies(self) -> None:
-        """Mark all but the newest version of each resource that occurs more than once."""
+        """Mark all but the versions that count of each resource that occurs more than once."""
         import numpy as np
 
         if not self._ledger:
@@ -262,7 +271,8 @@ class Survey:
         del marks, keys, unique, counts  # the ledger can't be written while arrays look at it
         if not repeated:
             return
-        best: dict[tuple[int, str], tuple[tuple[float, int, bytes], int, Json]] = {}
+        best: dict[tuple[int, str], tuple[Age, int, Json]] = {}
+        results: dict[tuple[int, str], list[Version]] = {}
         for position, mark, raw, full_url, _, _ in self.rows(ByteCount(), _do_nothing):
             if mark == COPY or self._keys[position] not in repeated:
                 continue
@@ -271,20 +281,52 @@ class Survey:
             except _UNREADABLE_ERRORS:
                 continue
             name = (mark, row.id or id_of_address(full_url))
+            self.references.addresses.check_server(f"{row.resource_type}/{name[1]}", full_url)
             # Of versions that say nothing of their age, the content decides and not the place.
             age = (*_age(row.meta), hashlib.sha256(raw).digest())
             other = best.get(name)
-            if other is None:
+            if mark in _RESULT_MARKS:
+                results.setdefault(name, []).append((age, position, row.status in CHANGED))
+            elif other is None:
                 best[name] = age, position, raw
             elif age > other[0]:
                 self._ledger[other[1]] = COPY
                 best[name] = age, position, raw
             else:
                 self._ledger[position] = COPY
+        for versions in results.values():
+            kept = versions_to_keep(versions)
+            for _, position, _ in versions:
+                if position not in kept:
+                    self._ledger[position] = COPY
         names = list(EVENT_TYPES)
         for (mark, id), (_, _, raw) in best.items():
             if names[mark - FIRST_TYPE] in self._keepers:
                 self._keep(names[mark - FIRST_TYPE], id, raw)
+
+    def _drop_deleted(self) -> None:
+        """Mark all versions of what the source has deleted, unless one is newer than that."""
+        times = self.deletions.times(self.references.addresses)
+        keys = {hash(name) for name in times}
+        if not keys or keys.isdisjoint(self._keys):
+            return
+        versions: dict[Name, list[int]] = {}
+        outlived: set[Name] = set()
+        for position, _, raw, full_url, _, _ in self.rows(ByteCount(), _do_nothing):
+            if self._keys[position] not in keys:
+                continue
+            row = _version_of(raw)
+            name = (row.resource_type, row.id or id_of_address(full_url))
+            if name in times:
+                self.references.addresses.check_server("/".join(name), full_url)
+                versions.setdefault(name, []).append(position)
+                if _age(row.meta)[0] > times[name]:
+                    outlived.add(name)
+        self.deletions.n_outlived = len(outlived)
+        for name in versions.keys() - outlived:
+            self.references.forget(*name)
+            for position in versions[name]:
+                self._ledger[position] = DELETED
 
 
 def quarantine_row(
@@ -313,24 +355,19 @@ def reason_of(error: Exception) -> str:
     return "bad_field" if isinstance(error, msgspec.ValidationError) else "bad_json"
 
 
-def id_of_address(full_url: str) -> str:
-    """Id that a Bundle entry without one has by its address.
-
-    >>> id_of_address("urn:uuid:0c3a"), id_of_address("http://ehr.example/Patient/7")
-    ('0c3a', '7')
-    """
-    return full_url.replace(":", "/").rpartition("/")[2]
+def _version_of(raw: Json) -> fields.Version:
+    try:
+        return _decode_version(raw)
+    except _UNREADABLE_ERRORS:  # such as a version without a time that can be read
+        head = _decode_head(raw)
+        return fields.Version(head.resource_type, head.id)
 
 
 def _age(meta: fields.Meta | None) -> tuple[float, int]:
     """Order of versions: by the time of the last update, then by version number."""
     if meta is None:
         return 0.0, -1
-    try:
-        updated = datetime.fromisoformat(meta.last_updated)
-        when = (updated if updated.tzinfo else updated.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        when = 0.0
+    when = updated_at(meta.last_updated) or 0.0
     number = meta.version_id
     return when, int(number) if number.isascii() and number.isdigit() and len(number) < 19 else -1
 

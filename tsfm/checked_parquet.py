@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -27,13 +28,19 @@ def write_table(table: pa.Table, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def write_frame(frame: pl.DataFrame, path: Path) -> None:
+    """Write a frame; see `write_table`."""
+    write_table(frame.to_arrow(), path)
+
+
 def write_spill(frame: pl.DataFrame, path: Path) -> None:
     """Write a working file, quickly, that is read again soon and by nobody else.
 
     By way of pyarrow: of a full disk polars says that the file is out of specification.
     """
     texts = [name for name, kind in frame.schema.items() if kind == pl.String]
-    pq.write_table(frame.to_arrow(), path, compression="lz4", use_dictionary=texts or False)
+    options: dict[str, Any] = {"compression": "lz4", "use_dictionary": texts or False}
+    pq.write_table(frame.to_arrow(), path, **options)
 
 
 def read_table(path: str | Path, *, columns: list[str] | None = None) -> pa.Table:

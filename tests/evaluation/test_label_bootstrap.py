@@ -1,5 +1,7 @@
 """Macro AUROC with intervals that keep rare labels."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -68,9 +70,10 @@ def test_a_label_that_is_not_known_is_no_negative(label: float) -> None:
 
 def test_draws_and_levels_that_are_none_are_refused_and_no_draws_have_no_ends() -> None:
     y, p = _case()
-    for options, code in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"level": 2.0}, "bad_level"), ({"n_resamples": -1}, "bad_resamples"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for options, code in refused:
         with pytest.raises(InputError, match=code):
             macro_auroc_interval(y, p, **options)
         with pytest.raises(InputError, match=code):

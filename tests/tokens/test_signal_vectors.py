@@ -215,7 +215,7 @@ def test_two_views_of_a_patient_share_one_table_of_vectors(tmp_path):
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(signal_vectors, "write_table", lambda *_: 1 / 0)
+    monkeypatch.setattr(signal_vectors, "write_frame", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_vectors().save(tmp_path / "v")
     assert not list(tmp_path.iterdir())

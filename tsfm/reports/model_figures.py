@@ -45,14 +45,15 @@ class ModelFigures:
         """
         slope = None if self.slope is None else round(self.slope, ROUGH_DECIMALS)
         behind = None if self.auroc_behind is None else _rough(self.auroc_behind)
+        undefined = Interval(math.nan, math.nan, math.nan, 0, 0)
         return replace(
-            self, n_events=None, auroc=_rough(self.auroc), auprc=Interval(*[math.nan] * 3, 0, 0),
-            brier=None, slope=slope, intercept=None, ece=None, auroc_behind=behind,
+            self, n_events=None, auroc=_rough(self.auroc), auprc=undefined, brier=None,
+            slope=slope, intercept=None, ece=None, auroc_behind=behind,
         )  # fmt: skip
 
 
 def _rough(interval: Interval) -> Interval:
     """With few digits; how many resamples had an outcome tells of their number, too."""
     ends = (interval.value, interval.low, interval.high)
-    rounded = [round(end, ROUGH_DECIMALS) for end in ends]
-    return Interval(*rounded, interval.n_drawn, interval.n_drawn)
+    value, low, high = (round(end, ROUGH_DECIMALS) for end in ends)
+    return Interval(value, low, high, interval.n_drawn, interval.n_drawn)

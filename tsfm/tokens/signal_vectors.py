@@ -32,7 +32,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tsfm import schema
-from tsfm.checked_parquet import write_table
+from tsfm.checked_parquet import write_frame
 from tsfm.errors import InputError, IntegrityError, ModelMismatch
 
 FOLDER = "signal_vectors"
@@ -122,7 +122,7 @@ class SignalVectors:
         try:
             np.ascontiguousarray(self.vectors, "<f4").tofile(temporary / "vectors.f32")
             ids = pl.Series(schema.SIGNAL_ID, [*self.signal_id, *self.left], dtype=pl.String)
-            write_table(pl.DataFrame([ids]).to_arrow(), temporary / "index.parquet")
+            write_frame(pl.DataFrame([ids]), temporary / "index.parquet")
             config: dict[str, Any] = {
                 "n_vectors": self.vectors.shape[1], "width": self.vectors.shape[2],
                 "n_records": len(self.signal_id), "encoder_hash": self.encoder_hash,

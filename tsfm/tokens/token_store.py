@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tsfm import event_table, schema
-from tsfm.checked_parquet import write_table
+from tsfm.checked_parquet import write_frame
 from tsfm.data_end import DataEnd
 from tsfm.errors import InputError, ModelMismatch
 from tsfm.tokens.event_tokens import (
@@ -258,7 +258,7 @@ def build_token_store(
                 )
             )
             n_tokens += len(tokens.code)
-    write_table(pl.concat(subjects).to_arrow(), folder / "subjects.parquet")
+    write_frame(pl.concat(subjects), folder / "subjects.parquet")
     config = {
         "format_version": FORMAT_VERSION,
         "n_tokens": n_tokens,

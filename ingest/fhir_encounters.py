@@ -1,0 +1,130 @@
+# pyright: strict
+"""An Encounter as other resources need it: whose it is, of what kind, from when to when.
+
+Of a stay's bounds two things are not believed. A month or a year is no moment at which anybody came
+or went: such a stay would hold all exact stays of its month, and be asked about at the end of it,
+so it is a contact and no stay. And what a source says of the time after it was written is a plan or
+a slip of the pen: who is to leave after the export was taken is still there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tsfm.clock import HOUR_US, LONGEST_DAY_US, Clock, Stamp, StampError
+
+HOSPITAL, EMERGENCY, INTENSIVE, WARD = "hospital", "ed", "icu", "ward"
+OUTPATIENT, OTHER = "outpatient", "other"
+_FARTHEST_ZONES_US = 26 * HOUR_US
+
+
+@dataclass(frozen=True, slots=True)
+class ExportTime:
+    """When an export was taken.
+
+    Attributes:
+        us: Microseconds on the data set's clock.
+        is_told: Whether a manifest says so; else it is the present, which is no earlier.
+    """
+
+    us: int
+    is_told: bool
+
+    def is_before(self, start: Stamp | None, end: Stamp, clock: Clock) -> bool:
+        """Whether a stay's end was still to come.
+
+        Without a manifest, a stay that begins in the future is of a source whose dates are shifted
+        ahead, and tells nothing. On the wall clock a stamp has lost its zone, and is compared only
+        where no two zones could explain it.
+        """
+        if not self.is_told and start is not None and start.us > self.us:
+            return False
+        return end.us > self.us + (_FARTHEST_ZONES_US if clock.mode == "wall" else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the period of an Encounter says.
+
+    Attributes:
+        start: Period's start; None where absent or unreadable.
+        end: Period's end; None where absent, unreadable or after the export.
+        problem: Why the period can't be used, as a quarantine reason.
+        is_vague: Whether start or end may mean more than a day.
+        lasts: Whether an end was given that is after the export.
+    """
+
+    start: Stamp | None = None
+    end: Stamp | None = None
+    problem: str = ""
+    is_vague: bool = False
+    lasts: bool = False
+
+
+@dataclass(slots=True)
+class Stay:
+    """An Encounter as others need it.
+
+    Attributes:
+        encounter_id: Integer key.
+        subject: Reference of its patient, as written.
+        kind: `hospital`, `ed`, `icu`, `ward` (a part of a hospital stay), `outpatient`, `other`.
+        disposition: How it ended, in MIMIC's words; None where not said.
+        bounds: Its period.
+        is_contact: Whether it would be a stay, were it not for its vague bounds.
+    """
+
+    encounter_id: int
+    subject: str
+    kind: str
+    disposition: str | None
+    bounds: Bounds = Bounds()
+    is_contact: bool = False
+
+    @property
+    def start(self) -> Stamp | None:
+        """When it began."""
+        return self.bounds.start
+
+    @property
+    def end(self) -> Stamp | None:
+        """When it ended; None while it lasts."""
+        return self.bounds.end
+
+    @property
+    def problem(self) -> str:
+        """Why its period can't be used."""
+        return self.bounds.problem
+
+    def settle(self, bounds: Bounds) -> None:
+        """Take the bounds; with vague ones it is a contact."""
+        self.bounds = bounds
+        if bounds.is_vague and self.kind in (HOSPITAL, EMERGENCY, INTENSIVE):
+            self.kind, self.is_contact = OTHER, True
+
+
+def read_bounds(
+    start: str | None, end: str | None, clock: Clock, export: ExportTime | None
+) -> Bounds:
+    """Read the period of an Encounter.
+
+    Args:
+        start: Period's start as written.
+        end: Period's end as written; None also of a stay that says that it lasts.
+        clock: The data set's clock.
+        export: When the export was taken; None if that is not on the clock of the stays.
+    """
+    try:
+        begun = clock.read(start) if start else None
+        over = clock.read(end) if end else None
+    except StampError as error:
+        return Bounds(problem=str(error))
+    if begun and over and over.end_us < begun.us:
+        return Bounds(problem="discharge_before_admission")
+    lasts = over is not None and export is not None and export.is_before(begun, over, clock)
+    if lasts:
+        over = None
+    is_vague = any(
+        stamp is not None and stamp.end_us - stamp.us > LONGEST_DAY_US for stamp in (begun, over)
+    )
+    return Bounds(begun, over, is_vague=is_vague, lasts=lasts)
