@@ -342,7 +342,7 @@ def query_pattern(work: Run, chosen: argparse.Namespace) -> dict[str, Any]:
     print(row("LightGBM a variable", gbm, protocol), flush=True)
     results = []
     for seed in chosen.query_pattern:
-        results.append(work.seed(seed, "query pattern", sees_queries=True))
+        results.append(work.seed(seed, "query pattern", sees_queries=True, table=0))
         print(row(f"forecaster, seed {seed}", results[-1].told, protocol), flush=True)
     delta = paired_bootstrap(protocol, truth, results[0].point, of_test(protocol, trees))
     return {

@@ -2,9 +2,10 @@
 
 It is one member of `p12_forecast.py --protocol A`, of four the best on the val stays: trained on
 the train stays, its step chosen and its quantiles calibrated on the val stays, in the measurements'
-own units. `--out` may be the folder of a seed of that run, `.../forecaster-A-1`; its checkpoint is
-then taken and nothing is trained again. The last line is one JSON object with the scores of the
-test stays, which nothing was chosen on.
+own units. The weights that come with the package are of a network without a table of latest
+numbers; `--table 192` trains one with it. `--out` may then be the folder of a seed of that run,
+`.../forecaster-A-1`: its checkpoint is taken and nothing is trained again. The last line is one
+JSON object with the scores of the test stays, which nothing was chosen on.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--save", type=Path, required=True, help="model directory to write")
     parser.add_argument("--seed", type=int, default=103, help="member (default: %(default)s)")
+    parser.add_argument("--table", type=int, default=0, help="width (default: without one)")
     parser.add_argument("--steps", type=int, default=STEPS["A"], help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="made-up stays and a few steps")
     chosen = parser.parse_args()
@@ -86,7 +88,12 @@ def main() -> None:
     protocol = read_protocol(chosen.data, "A")
     stays = Stays(protocol, EpisodeConfig())
     members = Members(
-        chosen.data, [], "A", stays.config, model_config(protocol), steps_of(chosen.steps)
+        chosen.data,
+        [],
+        "A",
+        stays.config,
+        model_config(protocol, table=chosen.table),
+        steps_of(chosen.steps),
     )
     ((model, seconds),) = members.fit([chosen.seed], chosen.out)
     on_val = forecast_part(model, stays, VAL)
