@@ -30,11 +30,14 @@ from tsfm.models.checkpoint import (
     verify_directory,
     writing_directory,
 )
+from tsfm.models.entity_table import N_FEATURES as N_TABLE_FEATURES
 from tsfm.models.forecaster import ForecasterConfig, ForecasterModel
 
 FORECASTER_TYPE = "forecaster"
 _AT_LEAST_ONE = {"n_variables", "d_model", "n_heads", "n_reader_layers", "d_state"}
-_MOST = {"n_variables": 100_000, "d_model": 4096, "n_known": 1000, "d_state": 1024}
+_MOST = {
+    "n_variables": 100_000, "d_model": 4096, "n_known": 1000, "d_state": 1024, "table": 4096,
+}  # fmt: skip
 _MOST_OF_OTHERS = 256
 
 
@@ -108,9 +111,14 @@ def save_forecaster(
 
     Raises:
         InputError: The folder is not empty, or is a file.
-        ModelMismatch: Variables or covariates do not fit the model.
+        ModelMismatch: Variables or covariates do not fit the model, or it could not be loaded.
     """
     _check_names(model.config, variables, covariates, str(path))
+    if not _is_sane(model.config):
+        raise ModelMismatch(
+            "a network of a size that is not loaded again", code="bad_model_config",
+            place=str(path), remedy="Use smaller sizes.",
+        )  # fmt: skip
     config = {
         "format_version": FORMAT_VERSION,
         "tsfm_version": __version__,
@@ -215,6 +223,7 @@ def _is_sane(config: ForecasterConfig) -> bool:
     layers = 30 * config.n_reader_layers + 16 * (config.n_query_layers + config.n_variable_layers)
     layers *= 1 + config.experts
     size = config.n_variables * (3 * config.d_model + 64) + (layers + 20) * config.d_model**2
+    size += config.table * (config.n_variables * (N_TABLE_FEATURES + 1) + config.d_model)
     divides = config.d_model % config.n_heads == 0
     return in_order and divides and 0 <= config.dropout < 1 and size < MOST_PARAMETERS
 

@@ -26,7 +26,7 @@ class ForecasterConfig:
         n_reader_layers: Layers of each reader.
         d_state: State components a channel of the Mamba.
         n_variable_layers: Layers in which an entity's variables look at its points and at each
-            other. 0: each series is forecast from itself.
+            other. 0, without a table: each series is forecast from itself.
         n_query_layers: Layers of a query's own.
         query_reads_points: In each of its layers a query looks at the points of its series.
         sees_queries: Queries of an entity see which others are asked. Then answers depend on the

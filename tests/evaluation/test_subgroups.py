@@ -8,7 +8,7 @@ import pytest
 
 from tsfm.errors import InputError
 from tsfm.evaluation.discrimination import auroc
-from tsfm.evaluation.subgroups import subgroup_table
+from tsfm.evaluation.subgroups import may_be_told, subgroup_table
 
 
 def scored(n: int = 60) -> pl.DataFrame:
@@ -164,6 +164,21 @@ def test_no_shown_groups_of_any_columns_leave_a_few_over():
                 within = [part for part in known[inner] if part <= whole]
                 if within:
                     assert not 0 < len(whole.difference(*within)) < 11
+
+
+@pytest.mark.parametrize("n", [11, 12, 16, 20, 40, 200])
+def test_an_auroc_that_is_told_fits_many_numbers_of_outcomes(n: int) -> None:
+    """Without ties it is a whole number of pairs, and the size of the group stands beside it."""
+    k = np.arange(1, n)
+    shown = 0
+    for told in np.arange(0, 101) / 100:
+        fitting = [i for i in k if (abs(np.arange(i * (n - i) + 1) / (i * (n - i)) - told)
+                                    <= 0.005).any()]  # fmt: skip
+        if may_be_told(float(told), n):
+            shown += 1
+            assert len(fitting) >= 10
+    assert (shown == 101) == (n >= 40)
+    assert not may_be_told(float("nan"), n)
 
 
 def test_shares_of_few_outcomes_are_not_shown_nor_to_be_had():

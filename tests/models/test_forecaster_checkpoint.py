@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,30 @@ def test_nothing_there_says_what_is(tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             load_forecaster(name)
         assert caught.value.code == "missing_model"
+
+
+@pytest.mark.parametrize("table", [0, 8, 512])
+def test_a_model_with_a_table_comes_back_and_an_older_one_has_none(
+    tmp_path: Path, table: int
+) -> None:
+    config = replace(TINY, table=table)
+    save_forecaster(
+        tmp_path / "model", ForecasterModel(config), variables=VARIABLES,
+        covariates=[Covariate("dose", 1.0, 2.0)],
+    )  # fmt: skip
+    assert load_forecaster(tmp_path / "model").model.config == config
+    if not table:
+        stored = json.loads((tmp_path / "model" / "config.json").read_text())
+        del stored["model"]["table"]
+        (tmp_path / "model" / "config.json").write_text(json.dumps(stored))
+        forge(tmp_path / "model")
+        assert load_forecaster(tmp_path / "model").model.config == config
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    model = ForecasterModel(replace(TINY, table=5000))
+    with pytest.raises(ModelMismatch, match="smaller"):
+        save_forecaster(
+            tmp_path / "model", model, variables=VARIABLES, covariates=[Covariate("dose", 1.0, 2.0)]
+        )
+    assert not (tmp_path / "model").exists()

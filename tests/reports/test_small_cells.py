@@ -11,12 +11,14 @@ import polars as pl
 import pytest
 
 from tsfm.errors import FormatError
+from tsfm.evaluation.bootstrap import Interval
 from tsfm.evaluation.calibration import reliability_curve
 from tsfm.evaluation.discrimination import alerts_at_capacity
 from tsfm.reports.competing_outcomes import compare_outcomes
 from tsfm.reports.evaluation_data import EvaluationData
 from tsfm.reports.evaluation_summary import evaluate
 from tsfm.reports.html_report import render_report
+from tsfm.reports.model_figures import ModelFigures
 from tsfm.reports.small_cells import pooled_reasons, shown_alerts, shown_count
 
 
@@ -148,6 +150,16 @@ def test_a_few_with_the_outcome_or_without_are_not_counted(make: Any, n_events: 
     assert "what would tell how many is not shown" in words(page)
     assert "Few outcomes" in words(page)
     assert "Shares of the outcome are left out" in words(page)
+
+
+def test_of_few_stays_no_auroc_is_told_beside_a_hidden_number() -> None:
+    """Of 12 stays .73 is 8 of 11 pairs: one has the outcome, or lacks it."""
+    auroc = Interval(8 / 11, 0.5, 0.9, 90, 100)
+    figures = ModelFigures("a", 12, 1, auroc, auroc, auroc, 1.0, 0.1, 0.01, auroc)
+    shown = figures.without_count()
+    assert np.isnan([shown.auroc.value, shown.auroc.low, shown.auroc.high]).all()
+    assert (shown.auroc_behind, shown.brier, shown.n_events) == (None, None, None)
+    assert replace(figures, n=200).without_count().auroc == Interval(0.73, 0.5, 0.9, 100, 100)
 
 
 def test_a_baseline_does_not_tell_the_outcomes_of_the_few_it_lacks(make: Any) -> None:

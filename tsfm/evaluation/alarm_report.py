@@ -8,7 +8,7 @@ true or false ones, of found or missed events, that are of one to ten.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from numbers import Real
 from typing import Any
@@ -66,9 +66,9 @@ class AlarmReport:
     policy: AlarmPolicy
     n_stays: int
     n_subjects: int
-    n_by_event: tuple[int, int]
-    n_by_alarm: tuple[int, int, int]
-    n_by_finding: tuple[int, int]
+    n_by_event: tuple[int, int] = field(repr=False)
+    n_by_alarm: tuple[int, int, int] = field(repr=False)
+    n_by_finding: tuple[int, int] = field(repr=False)
     n_events: int
     n_alarms: int
     patient_days: float
@@ -112,11 +112,12 @@ class AlarmReport:
             return []
         alarmed, true, false = self.n_by_alarm
         rows = []
-        if not self._hides_events():
-            if not any(map(is_few, self.n_by_finding)):
-                rows.append(("sensitivity", *_shown(self.sensitivity, ".1%")))
-            if not any(map(is_few, (true, false))):
-                rows.append(("positive predictive value", *_shown(self.ppv, ".1%")))
+        # With an alarm a stay, true alarms are events that were found: either tells the other.
+        if not (self._hides_events() or any(map(is_few, (true, false, *self.n_by_finding)))):
+            rows += [
+                ("sensitivity", *_shown(self.sensitivity, ".1%")),
+                ("positive predictive value", *_shown(self.ppv, ".1%")),
+            ]
         if not is_few(alarmed):
             rows.append(("alarms per 100 patient-days", *_shown(self.per_100_days, ".1f")))
         if not self._hides_events() and not is_few(self.n_by_finding[0]):

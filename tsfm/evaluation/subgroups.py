@@ -39,6 +39,7 @@ _OF_THE_OUTCOME = ("prevalence", "observed_to_expected", "brier")
 _OF_PAIRS = ("auroc", "auroc_low", "auroc_high")
 ROUGH_DECIMALS = 2
 """Decimals of an AUROC where the number of outcomes is not shown."""
+_LEAST_OPEN = 10  # numbers of outcomes that must fit one
 
 _COLUMNS = {
     "column": pl.String,
@@ -97,14 +98,35 @@ def subgroup_table(
         for group, part in sorted(parts.items()):
             told = {"suppressed": True} if group in hidden[column] else _measure(part, n, seed)
             if any(group in found[column] for found in of_outcome):
-                rough = {name: _rough(told.get(name)) for name in _OF_PAIRS}
-                told = {**told, **rough, **dict.fromkeys(_OF_THE_OUTCOME)}
+                told = {**told, **_rough(told), **dict.fromkeys(_OF_THE_OUTCOME)}
             rows.append({"column": column, "group": group, **told})
     return pl.DataFrame(rows, schema=_COLUMNS).fill_nan(None)
 
 
-def _rough(figure: object) -> float | None:
-    return round(figure, ROUGH_DECIMALS) if isinstance(figure, float) else None
+def _rough(told: Mapping[str, object]) -> dict[str, float | None]:
+    auroc, n = told.get("auroc"), told.get("n")
+    if not (isinstance(auroc, float) and isinstance(n, int) and may_be_told(auroc, n)):
+        return dict.fromkeys(_OF_PAIRS)
+    figures = {name: told[name] for name in _OF_PAIRS}
+    return {
+        name: round(figure, ROUGH_DECIMALS) if isinstance(figure, float) else None
+        for name, figure in figures.items()
+    }
+
+
+def may_be_told(auroc: float, n: int) -> bool:
+    """Whether a rounded AUROC of `n` rows leaves open how many of them have the outcome.
+
+    Of k of n rows it is a whole number of pairs, k (n - k), so that of few rows even two decimals
+    fit a single k.
+    """
+    if not np.isfinite(auroc):
+        return False
+    k = np.arange(1, n)
+    pairs = k * (n - k)
+    told = round(auroc, ROUGH_DECIMALS)
+    off = np.abs(np.round(told * pairs) / pairs - told)
+    return int((off <= 0.5 * 10.0**-ROUGH_DECIMALS).sum()) >= _LEAST_OPEN
 
 
 def is_few(n_subjects: float) -> bool:

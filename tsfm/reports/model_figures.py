@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from tsfm.evaluation.bootstrap import Interval
-from tsfm.evaluation.subgroups import ROUGH_DECIMALS
+from tsfm.evaluation.subgroups import ROUGH_DECIMALS, may_be_told
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,14 @@ class ModelFigures:
         of outcomes itself.
         """
         slope = None if self.slope is None else round(self.slope, ROUGH_DECIMALS)
-        behind = None if self.auroc_behind is None else _rough(self.auroc_behind)
         undefined = Interval(math.nan, math.nan, math.nan, 0, 0)
+        auroc, behind = undefined, None
+        if may_be_told(self.auroc.value, self.n):
+            auroc = _rough(self.auroc)
+            behind = None if self.auroc_behind is None else _rough(self.auroc_behind)
         return replace(
-            self, n_events=None, auroc=_rough(self.auroc), auprc=undefined, brier=None,
-            slope=slope, intercept=None, ece=None, auroc_behind=behind,
+            self, n_events=None, auroc=auroc, auprc=undefined, brier=None, slope=slope,
+            intercept=None, ece=None, auroc_behind=behind,
         )  # fmt: skip
 
 
