@@ -170,7 +170,7 @@ def add_report(row: DiagnosticReport, events: EventBatch) -> str:
     elif issued is not None and moment is not None and issued.us >= moment[0]:
         moment = moment[0], issued.end_us
     if moment is not None:
-        moment = moment[0], known_us(row.status, row.meta, moment[1], events)
+        moment = moment[0], known_us(row, moment[1], events)
     return _add_coded(REPORT, subject, found, moment, row.encounter, events)
 
 

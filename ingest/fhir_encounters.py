@@ -4,7 +4,9 @@
 Of a stay's bounds two things are not believed. A month or a year is no moment at which anybody came
 or went: such a stay would hold all exact stays of its month, and be asked about at the end of it,
 so it is a contact and no stay. And what a source says of the time after it was written is a plan or
-a slip of the pen: who is to leave after the export was taken is still there.
+a slip of the pen: who is to leave after the export was taken is still there. But who came only
+after it was taken can't be there at all: the end of such a stay is no worse than its start, and an
+export in which most stays are of that kind has its dates shifted.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from tsfm.clock import HOUR_US, LONGEST_DAY_US, Clock, Stamp, StampError
 
 HOSPITAL, EMERGENCY, INTENSIVE, WARD = "hospital", "ed", "icu", "ward"
 OUTPATIENT, OTHER = "outpatient", "other"
-_FARTHEST_ZONES_US = 26 * HOUR_US
+FARTHEST_ZONES_US = 26 * HOUR_US
+"""No two clocks on the wall are farther apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +26,24 @@ class ExportTime:
     """When an export was taken.
 
     Attributes:
-        us: Microseconds on the data set's clock.
-        is_told: Whether a manifest says so; else it is the present, which is no earlier.
+        us: Microseconds on the data set's clock; of the present where no manifest says more.
     """
 
     us: int
-    is_told: bool
 
-    def is_before(self, start: Stamp | None, end: Stamp, clock: Clock) -> bool:
-        """Whether a stay's end was still to come.
+    def is_before_start(self, start: Stamp | None) -> bool:
+        """Whether a stay began only later: by more than a zone that was lost could explain."""
+        return start is not None and start.us > self.us + FARTHEST_ZONES_US
 
-        Without a manifest, a stay that begins in the future is of a source whose dates are shifted
-        ahead, and tells nothing. On the wall clock a stamp has lost its zone, and is compared only
-        where no two zones could explain it.
+    def is_before_end(self, start: Stamp | None, end: Stamp, clock: Clock) -> bool:
+        """Whether a stay that had begun was still to end.
+
+        On the wall clock a stamp has lost its zone, and is compared only where no two zones could
+        explain it.
         """
-        if not self.is_told and start is not None and start.us > self.us:
+        if self.is_before_start(start):
             return False
-        return end.us > self.us + (_FARTHEST_ZONES_US if clock.mode == "wall" else 0)
+        return end.us > self.us + (FARTHEST_ZONES_US if clock.mode == "wall" else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class Bounds:
         problem: Why the period can't be used, as a quarantine reason.
         is_vague: Whether start or end may mean more than a day.
         lasts: Whether an end was given that is after the export.
+        is_ahead: Whether the start is after the export.
     """
 
     start: Stamp | None = None
@@ -59,6 +64,7 @@ class Bounds:
     problem: str = ""
     is_vague: bool = False
     lasts: bool = False
+    is_ahead: bool = False
 
 
 @dataclass(slots=True)
@@ -112,7 +118,7 @@ def read_bounds(
         start: Period's start as written.
         end: Period's end as written; None also of a stay that says that it lasts.
         clock: The data set's clock.
-        export: When the export was taken; None if that is not on the clock of the stays.
+        export: When the export was taken; None if the dates of the stays are shifted.
     """
     try:
         begun = clock.read(start) if start else None
@@ -121,10 +127,11 @@ def read_bounds(
         return Bounds(problem=str(error))
     if begun and over and over.end_us < begun.us:
         return Bounds(problem="discharge_before_admission")
-    lasts = over is not None and export is not None and export.is_before(begun, over, clock)
+    lasts = over is not None and export is not None and export.is_before_end(begun, over, clock)
     if lasts:
         over = None
     is_vague = any(
         stamp is not None and stamp.end_us - stamp.us > LONGEST_DAY_US for stamp in (begun, over)
     )
-    return Bounds(begun, over, is_vague=is_vague, lasts=lasts)
+    is_ahead = export is not None and export.is_before_start(begun)
+    return Bounds(begun, over, is_vague=is_vague, lasts=lasts, is_ahead=is_ahead)

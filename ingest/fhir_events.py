@@ -135,6 +135,7 @@ class EventBatch:
         self.descriptions: dict[str, str] = {}
         self.measurement_codes: dict[tuple[str, str, str, str], tuple[str, bool]] = {}
         self.counts: Counter[str] = Counter()  # facts for the summary's notes
+        self.is_changed_again = False  # whether the row at hand changes a result once more
         self.n_taken = 0  # events handed over by `take` so far
         self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         self.codes: list[str] = self._columns[schema.CODE]
@@ -176,7 +177,7 @@ class EventBatch:
         """Subject id behind a reference.
 
         Raises:
-            UnusableError: `no_subject` or `unknown_patient`.
+            UnusableError: `no_subject`, `unknown_patient` or `deleted_patient`.
         """
         if reference is None or not reference.reference:
             raise UnusableError("no_subject")
@@ -184,7 +185,8 @@ class EventBatch:
         if subject is None:
             subject = self.references.subject(reference.reference)
         if subject is None:
-            raise UnusableError("unknown_patient")
+            is_deleted = self.references.patients.is_deleted(reference.reference)
+            raise UnusableError("deleted_patient" if is_deleted else "unknown_patient")
         return subject
 
     def stay_of(self, reference: Reference | None) -> Stay | None:

@@ -6,6 +6,9 @@ decoder without building a Python object, which is what makes reading a hospital
 (about 1 us a laboratory Observation against 140 us for a full FHIR model). Field types follow
 R4 (https://hl7.org/fhir/R4/); a resource whose field has another type is set aside, not guessed.
 
+Fields of which an odd shape must not cost their resource are kept as JSON (`msgspec.Raw`) and read
+by `fhir_loose_fields`.
+
 These structs do not validate: required fields, value sets and invariants are not checked.
 """
 
@@ -15,6 +18,8 @@ import hashlib
 import re
 
 import msgspec
+
+from tsfm.ingest.fhir_loose_fields import read_loosely, text_in
 
 NO_RAW = msgspec.Raw()
 _VERSION = re.compile(r"/_history/[^/]+$")
@@ -91,6 +96,18 @@ class Version(Head):
     status: str = ""
 
 
+class LooseVersion(Head):
+    """The same, whatever `meta` looks like."""
+
+    meta_json: msgspec.Raw = msgspec.field(default=NO_RAW, name="meta")
+    status: str = ""
+
+    @property
+    def meta(self) -> Meta:
+        """Its time and number, as far as they can be read."""
+        return _read_meta(self.meta_json)
+
+
 class Extension(Fields):
     """Extension, of which only text and coding values are read."""
 
@@ -98,13 +115,6 @@ class Extension(Fields):
     value_string: str = ""
     value_coding: Coding | None = None
     extension: list[Extension] = []
-
-
-class PatientLink(Fields):
-    """Another record of the same person."""
-
-    other: Reference | None = None
-    type: str = ""
 
 
 class Patient(Fields):
@@ -117,7 +127,7 @@ class Patient(Fields):
     birth_date: str | None = None
     deceased_boolean: bool | None = None
     deceased_date_time: str | None = None
-    link: list[PatientLink] = []
+    link: msgspec.Raw = NO_RAW
     extension: list[Extension] = []
 
 
@@ -343,7 +353,7 @@ class AllergyIntolerance(Fields):
 class DiagnosticReport(Fields):
     """Report; its text and attachments are not read."""
 
-    meta: Meta | None = None
+    meta_json: msgspec.Raw = msgspec.field(default=NO_RAW, name="meta")
     status: str = ""
     code: Concept | None = None
     subject: Reference | None = None
@@ -351,6 +361,11 @@ class DiagnosticReport(Fields):
     effective_date_time: str | None = None
     effective_period: Period | None = None
     issued: str | None = None
+
+    @property
+    def meta(self) -> Meta:
+        """Its time and number, as far as they can be read."""
+        return _read_meta(self.meta_json)
 
 
 def stable_id(text: str) -> int:
@@ -378,3 +393,8 @@ def reference_key(reference: str, kind: str) -> str:
     if len(parts) >= 2 and parts[-2] == kind and "?" not in parts[-1]:
         return f"{kind}/{parts[-1]}"
     return ""
+
+
+def _read_meta(raw: msgspec.Raw) -> Meta:
+    value = read_loosely(raw)
+    return Meta([], text_in(value, "lastUpdated"), text_in(value, "versionId"))

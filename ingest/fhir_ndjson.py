@@ -63,7 +63,7 @@ _MAPPINGS: dict[str, Callable[[Any, EventBatch], str]] = {
     "Claim": fhir_claims.add_claim,
     "ClaimResponse": fhir_claims.add_claim_response,
 }
-_HARMLESS = frozenset({"duplicate_resource", "deleted_in_source"})
+_HARMLESS = frozenset({"duplicate_resource", "deleted_in_source", "deleted_patient"})
 """Reasons of rows that are set aside without a loss: no part of the share that can't be used."""
 
 _BATCH_EVENTS = 200_000
@@ -80,6 +80,9 @@ _NOTES = {
     "vague_stays": "{:,} stays are known by month or year only: contacts, without admission and "
     "discharge",
     "ends_after_export": "{:,} encounters are said to end after the export was taken: not over",
+    "begins_after_export": "{:,} encounters begin after the export was taken: left as they are",
+    "parts_of_vague": "{:,} parts of stays known by month or year only: transfers, and no "
+    "admissions",
     "changed_results": "{:,} results were changed after they were issued: available since then, "
     "and the first value before, where the export holds it",
     "changed_sometime": "{:,} changed results do not say when they were changed: available when "
@@ -90,8 +93,10 @@ _NOTES = {
     "patient's, void, or part of it itself): stays of their own",
     "shared_keys": "{:,} patients share a MIMIC key: told apart by their ids",
     "merged": "{:,} patients were replaced by another: what refers to them is the other's",
-    "unused_links": "{:,} patients have links of replacement that lead nowhere, in a circle or to "
-    "several patients: merged with nobody",
+    "unused_links": "{:,} patients have links that can't be read, or links of replacement that "
+    "lead nowhere, to another server, in a circle or to several patients: merged with nobody",
+    "elsewhere": "{:,} resources are referred to at another server than their own: somebody "
+    "else's, so these references lead nowhere",
     "unused_deaths": "{:,} replaced patients have a date of death that the other has not: no event",
     "outlived_deletions": "{:,} resources are newer than their deletion: kept",
     "unclear_deletions": "{:,} deletions name no resource by its id: not applied",
@@ -122,7 +127,8 @@ def ingest_fhir(
         n_shards: Files to spread the subjects over.
         progress: Show a progress bar; None shows it on a terminal.
         max_quarantined: Largest share of resources that may be set aside; copies of a resource
-            that is used, and what the source deleted, are no part of it.
+            that is used, and what the source deleted, with a patient all facts of the patient, are
+            no part of it.
 
     Raises:
         InputError: Bad argument, `output_exists`, or `empty_source`: nothing about patients.
@@ -218,12 +224,13 @@ def _write_events(
     ]
     used = [0] * len(table)
     ignored = survey.ignored.copy()
-    for _, mark, raw, full_url, block, index in survey.rows(bar.read, bar.advance):
+    for position, mark, raw, full_url, block, index in survey.rows(bar.read, bar.advance):
         if mark < FIRST_TYPE:
             reason = "deleted_in_source" if mark == DELETED else "duplicate_resource"
             quarantine_row(survey.quarantine, reason, raw, block, index, kind_of(raw))
             continue
         kind, decode, mapping = table[mark - FIRST_TYPE]
+        events.is_changed_again = position in survey.changed_again
         try:
             row: Any = decode(raw)
             if full_url and kind in ("Patient", "Encounter", "Claim"):
@@ -288,13 +295,16 @@ def _transaction_us(survey: Survey, clock: Clock) -> int | None:
 def _export_time(survey: Survey, clock: Clock) -> ExportTime:
     """When the export was taken: as its manifests say, else by now."""
     told = _transaction_us(survey, clock)
-    if told is not None:
-        return ExportTime(told, is_told=True)
-    return ExportTime(to_us(datetime.now(UTC).replace(tzinfo=None)), is_told=False)
+    return ExportTime(to_us(datetime.now(UTC).replace(tzinfo=None)) if told is None else told)
 
 
 def _data_as_of(survey: Survey, clock: Clock, latest_us: int | None, is_mimic: bool) -> str | None:
-    """Until when the export tells the patients' story, on the data set's clock."""
+    """Until when the export tells the patients' story, on the data set's clock.
+
+    Where dates are shifted neither a manifest nor the present is on their clock.
+    """
+    if survey.references.are_dates_shifted:
+        return None
     told = _transaction_us(survey, clock)
     if told is None and not is_mimic:
         told = latest_us
@@ -306,14 +316,21 @@ def _notes(
 ) -> list[str]:
     words = "the wall clock as written" if mode == "wall" else "UTC"
     notes = [f"times are on {words}; data as of {as_of or 'an unknown date'}"]
+    if survey.references.are_dates_shifted:
+        notes.append(
+            "most encounters begin after the export was taken: dates are shifted, so that nothing "
+            "but the last event says until when patients were watched"
+        )
     patients = survey.references.patients
     counts = {
         **events.counts,
         "vague_deaths": len(patients.vague_deaths),
         "parts_of_nothing": survey.references.parts_of_nothing,
+        "parts_of_vague": survey.references.parts_of_vague,
         "shared_keys": patients.shared_keys,
         "merged": len(patients.merged),
         "unused_links": len(patients.unused_links),
+        "elsewhere": len(patients.addresses.elsewhere),
         "unused_deaths": patients.unused_deaths,
         "outlived_deletions": survey.deletions.n_outlived,
         "unclear_deletions": survey.deletions.n_unclear,

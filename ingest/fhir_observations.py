@@ -58,7 +58,7 @@ def add_observation(row: Observation, events: EventBatch) -> str:
         return reason
     subject = events.subject_of(row.subject)
     time, available = _times(row, events)
-    available = known_us(row.status, row.meta, available, events)
+    available = known_us(row, available, events)
     stay = events.stay_of(row.encounter) if row.encounter is not None else None
     prefix = _category(row.category)
     if not row.component:

@@ -8,7 +8,9 @@ alone says sex, birth and death. The survivor's own `replaces` means the same, a
 one is not in the export at all.
 
 A link that leads nowhere, in a circle or to several survivors merges nobody: to take two people for
-one is worse than to miss a merge. Links of other types (`refer`, `seealso`) merge nobody either.
+one is worse than to miss a merge. Nor does one that names a server of which the export does not say
+that it is its own: the patient of that number here may be a stranger to the one there. Links of
+other types (`refer`, `seealso`) merge nobody either.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from typing import cast
 
 from tsfm.clock import LONGEST_DAY_US, Clock, Stamp, StampError
 from tsfm.ingest.fhir_addresses import Addresses
 from tsfm.ingest.fhir_fields import Patient, stable_id
+from tsfm.ingest.fhir_loose_fields import read_loosely, text_in
 
 REPLACED_BY, REPLACES = "replaced-by", "replaces"
 
@@ -57,24 +61,26 @@ class PatientIndex:
     _links: dict[str, list[tuple[str, str]]] = field(
         default_factory=dict[str, list[tuple[str, str]]]
     )
+    _deleted: set[str] = field(default_factory=set[str])
 
     def add(self, row: Patient, mimic_key: str) -> None:
         """Keep a patient's key, death and links; a later copy takes the place of an earlier one."""
         patient = f"Patient/{row.id}"
         self._waiting[patient] = mimic_key, row.deceased_date_time
-        links = [
-            (link.type, link.other.reference if link.other else "")
-            for link in row.link
-            if link.type in (REPLACED_BY, REPLACES)
-        ]
+        links = _links_of(row)
         self._links.pop(patient, None)
         if links:
             self._links[patient] = links
 
     def forget(self, patient: str) -> None:
-        """Drop a patient."""
+        """Drop a patient whom the source has deleted."""
         self._waiting.pop(patient, None)
         self._links.pop(patient, None)
+        self._deleted.add(patient)
+
+    def is_deleted(self, reference: str) -> bool:
+        """Whether a reference means a patient whom the source has deleted."""
+        return bool(self.addresses.find(reference, "Patient", self._deleted))
 
     def deaths_as_written(self) -> Iterator[str | None]:
         """Dates of death, until they are settled."""
@@ -111,13 +117,13 @@ class PatientIndex:
         replaced_by: dict[str, set[str]] = {}
         for patient, links in self._links.items():
             for kind, reference in links:
-                other = self.addresses.find(reference, "Patient", self._waiting)
-                if kind == REPLACED_BY and other:
+                other = self.addresses.key(reference, "Patient")
+                if not other or not self.addresses.is_ours(reference, other):
+                    self.unused_links.add(patient)
+                elif kind == REPLACED_BY and other in self._waiting:
                     replaced_by.setdefault(patient, set()).add(other)
-                elif kind == REPLACES and (
-                    old := other or self.addresses.key(reference, "Patient")
-                ):
-                    replaced_by.setdefault(old, set()).add(patient)
+                elif kind == REPLACES:
+                    replaced_by.setdefault(other, set()).add(patient)
                 else:
                     self.unused_links.add(patient)
         order = TopologicalSorter(replaced_by)
@@ -132,3 +138,13 @@ class PatientIndex:
                 order.done(patient)
         self.unused_links = (self.unused_links | replaced_by.keys()) - survivors.keys()
         return survivors
+
+
+def _links_of(row: Patient) -> list[tuple[str, str]]:
+    """Links of replacement by type and reference; what is no link that can be read has no type."""
+    value = read_loosely(row.link)
+    if value is None:
+        return []
+    links = cast("list[object]", value) if isinstance(value, list) else [None]
+    told = [(text_in(link, "type"), text_in(link, "other", "reference")) for link in links]
+    return [(kind, reference) for kind, reference in told if kind in (REPLACED_BY, REPLACES, "")]

@@ -73,7 +73,9 @@ class ReferenceIndex:
         medications: Medications and their names.
         is_mimic: Whether the source is MIMIC-IV on FHIR.
         parts_of_nothing: Encounters that say they are part of one that can't hold them.
-        export: When the export was taken, to be said before `settle`; None if nothing tells.
+        parts_of_vague: Wards of stays that are contacts, being known by month or year only.
+        export: When the export was taken, to be said before `settle`; None if dates are shifted.
+        are_dates_shifted: Whether `settle` found that they are.
         addresses: What references mean.
     """
 
@@ -89,7 +91,9 @@ class ReferenceIndex:
     collected: dict[str, str] = field(default_factory=dict[str, str])
     is_mimic: bool = False
     parts_of_nothing: int = 0
+    parts_of_vague: int = 0
     export: ExportTime | None = None
+    are_dates_shifted: bool = False
     medications: MedicationIndex = field(init=False)
     _waiting: dict[str, _Waiting] = field(default_factory=dict[str, _Waiting])
     _icu_wards: set[str] = field(default_factory=set[str])
@@ -169,17 +173,17 @@ class ReferenceIndex:
         for table in (self.stays, self._waiting, self.wards, self._requests, self.collected):
             table.pop(key, None)
         self._icu_wards.discard(key)
-        self.patients.forget(key)
+        if kind == "Patient":
+            self.patients.forget(key)
         self.medications.forget(key)
 
     def settle(self, clock: Clock) -> None:
         """Bring everything onto one clock, once all resources are in."""
         self.patients.settle(clock)
-        for key, waiting in self._waiting.items():
-            self.stays[key].settle(read_bounds(*waiting.period, clock, self.export))
         hospital = {key for key, stay in self.stays.items() if stay.kind == HOSPITAL}
+        self._settle_bounds(clock)
         for key, whole in self._wholes(hospital).items():
-            if whole is not None:
+            if whole is not None and self.stays[key].kind == HOSPITAL:
                 self._settle_kind(key, self._waiting[key], whole)
         self._settle_deaths()
         for key, (authored, request) in self._requests.items():
@@ -199,8 +203,20 @@ class ReferenceIndex:
             found = max(found, int(offset[1:3]) * HOUR_US + int(offset[4:]) * HOUR_US // 60)
         return found
 
+    def _settle_bounds(self, clock: Clock) -> None:
+        """Read all periods: as those of shifted dates where most begin after the export."""
+        for key, waiting in self._waiting.items():
+            self.stays[key].settle(read_bounds(*waiting.period, clock, self.export))
+        ahead = [stay.bounds.is_ahead for stay in self.stays.values() if stay.start]
+        if 2 * sum(ahead) > len(ahead):
+            self.export, self.are_dates_shifted = None, True
+            self._settle_bounds(clock)
+
     def _wholes(self, hospital: set[str]) -> dict[str, str | None]:
         """Of every hospital stay, the stay that it is a part of, or ""; None if that can't be.
+
+        A contact that is none for its vague bounds alone holds its parts as a stay does: they are
+        no admissions, and between two of them nobody was at home.
 
         What can't hold a part is no whole: a stay of another patient, one that did not happen or
         whose period can't be used, or one that is in the end a part of this one. Else an admission
@@ -218,7 +234,9 @@ class ReferenceIndex:
                 above = wholes[above]
             if above == key:
                 wholes[key] = None
-        self.parts_of_nothing = sum(whole is None for whole in wholes.values())
+        self.parts_of_nothing = sum(
+            whole is None and self.stays[key].kind == HOSPITAL for key, whole in wholes.items()
+        )
         return wholes
 
     def _can_hold(self, whole: str, part: str) -> bool:
@@ -239,6 +257,7 @@ class ReferenceIndex:
             self.stays[key].kind = INTENSIVE
         elif whole:
             self.stays[key].kind = WARD
+            self.parts_of_vague += self.stays[whole].is_contact
 
     def _settle_deaths(self) -> None:
         """Find the stays that ended in death: those that say so, else the one the day falls into.

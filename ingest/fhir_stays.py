@@ -91,6 +91,7 @@ def add_encounter(row: Encounter, events: EventBatch) -> str:
         return "no_time"
     events.counts["vague_stays"] += stay.is_contact
     events.counts["ends_after_export"] += stay.bounds.lasts
+    events.counts["begins_after_export"] += stay.bounds.is_ahead
     events.stamps.note(stay.start)
     events.stamps.note(stay.end)
     _add_bounds(row, class_code, subject, stay, events)

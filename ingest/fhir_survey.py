@@ -30,7 +30,7 @@ from tsfm.ingest.fhir_addresses import id_of_address
 from tsfm.ingest.fhir_bundles import Bundle, Deletions, Manifest, Name, updated_at
 from tsfm.ingest.fhir_files import Block, ByteCount, SourceFile, read_blocks
 from tsfm.ingest.fhir_references import ReferenceIndex
-from tsfm.ingest.fhir_versions import CHANGED, RESULTS, Age, Version, versions_to_keep
+from tsfm.ingest.fhir_versions import RESULTS, Age, ResultVersions
 from tsfm.ingest.quarantine import Quarantine
 
 EVENT_TYPES: dict[str, type[fields.Fields]] = {
@@ -63,6 +63,7 @@ COPY, DELETED = 3, 4
 
 _NOTHING, _SPENT, _BUNDLE = range(3)
 _MARKS = {name: FIRST_TYPE + n for n, name in enumerate(EVENT_TYPES)}
+_REPORT = _MARKS["DiagnosticReport"]
 _RESULT_MARKS = frozenset(_MARKS[name] for name in RESULTS)
 _TYPE_NAME = re.compile(r"[A-Z][A-Za-z]{1,60}")
 _MAX_BUNDLE_DEPTH = 8
@@ -70,6 +71,7 @@ _UNREADABLE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decode_head = msgspec.json.Decoder(fields.Head).decode
 _decode_bundle = msgspec.json.Decoder(Bundle).decode
 _decode_version = msgspec.json.Decoder(fields.Version).decode
+_decode_loosely = msgspec.json.Decoder(fields.LooseVersion).decode
 
 Json = msgspec.Raw | bytes
 Row = tuple[int, int, Json, str, Block, int]
@@ -89,6 +91,7 @@ class Survey:
         n_bundles: Bundles unpacked.
         transaction_times: Of the bulk-export manifests found.
         deletions: What the source says it has deleted.
+        changed_again: Positions of results' versions that change a change.
     """
 
     files: list[SourceFile]
@@ -99,6 +102,7 @@ class Survey:
     n_bundles: int = 0
     transaction_times: list[str] = field(default_factory=list[str])
     deletions: Deletions = field(default_factory=Deletions)
+    changed_again: set[int] = field(default_factory=set[int])
     _ledger: bytearray = field(default_factory=bytearray)
     _keys: array[int] = field(default_factory=lambda: array("q"))
     _keepers: dict[str, tuple[Callable[[Any], Any], Callable[[Any], None]]] = field(
@@ -163,15 +167,13 @@ class Survey:
     def _entries(
         self, raw: Json, position: int, block: Block, index: int
     ) -> Generator[Row, None, int]:
-        for entry in _decode_bundle(raw).entry:
-            if entry.resource is fields.NO_RAW:
-                continue
+        for resource, full_url in _decode_bundle(raw).resources():
             position += 1
             mark = self._ledger[position]
             if mark == _BUNDLE:
-                position = yield from self._entries(entry.resource, position, block, index)
+                position = yield from self._entries(resource, position, block, index)
             elif mark >= COPY:
-                yield position, mark, entry.resource, entry.full_url, block, index
+                yield position, mark, resource, full_url, block, index
         return position
 
     def _mark(self, mark: int, key: int = 0) -> None:
@@ -211,7 +213,7 @@ class Survey:
         if kind in self._keepers:
             self._keep(kind, id, raw)
             if full_url:
-                self.references.addresses.add(full_url, f"{kind}/{id}")
+                self.references.addresses.add(full_url, f"{kind}/{id}", block.file.name)
 
     def _note_other(self, kind: str, raw: Json, block: Block, index: int, depth: int) -> None:
         if kind == "Bundle":
@@ -245,9 +247,8 @@ class Survey:
         self.n_bundles += 1
         self._mark(_BUNDLE)
         self.deletions.add(bundle, block.file.name)
-        for entry in bundle.entry:
-            if entry.resource is not fields.NO_RAW:
-                self._note(entry.resource, entry.full_url, block, index, depth + 1)
+        for resource, full_url in bundle.resources():
+            self._note(resource, full_url, block, index, depth + 1)
 
     def _keep(self, kind: str, id: str, raw: Json) -> None:
         decode, add = self._keepers[kind]
@@ -272,21 +273,22 @@ class Survey:
         if not repeated:
             return
         best: dict[tuple[int, str], tuple[Age, int, Json]] = {}
-        results: dict[tuple[int, str], list[Version]] = {}
-        for position, mark, raw, full_url, _, _ in self.rows(ByteCount(), _do_nothing):
+        results = ResultVersions()
+        for position, mark, raw, full_url, block, _ in self.rows(ByteCount(), _do_nothing):
             if mark == COPY or self._keys[position] not in repeated:
                 continue
             try:
-                row = _decode_version(raw)
+                row = (_decode_loosely if mark == _REPORT else _decode_version)(raw)
             except _UNREADABLE_ERRORS:
                 continue
             name = (mark, row.id or id_of_address(full_url))
-            self.references.addresses.check_server(f"{row.resource_type}/{name[1]}", full_url)
+            key = f"{row.resource_type}/{name[1]}"
+            self.references.addresses.check_server(key, full_url, block.file.name)
             # Of versions that say nothing of their age, the content decides and not the place.
             age = (*_age(row.meta), hashlib.sha256(raw).digest())
             other = best.get(name)
             if mark in _RESULT_MARKS:
-                results.setdefault(name, []).append((age, position, row.status in CHANGED))
+                results.add(name, age, position, row.status, raw)
             elif other is None:
                 best[name] = age, position, raw
             elif age > other[0]:
@@ -294,11 +296,9 @@ class Survey:
                 best[name] = age, position, raw
             else:
                 self._ledger[position] = COPY
-        for versions in results.values():
-            kept = versions_to_keep(versions)
-            for _, position, _ in versions:
-                if position not in kept:
-                    self._ledger[position] = COPY
+        replaced, self.changed_again = results.settle()
+        for position in replaced:
+            self._ledger[position] = COPY
         names = list(EVENT_TYPES)
         for (mark, id), (_, _, raw) in best.items():
             if names[mark - FIRST_TYPE] in self._keepers:
@@ -312,13 +312,14 @@ class Survey:
             return
         versions: dict[Name, list[int]] = {}
         outlived: set[Name] = set()
-        for position, _, raw, full_url, _, _ in self.rows(ByteCount(), _do_nothing):
+        for position, _, raw, full_url, block, _ in self.rows(ByteCount(), _do_nothing):
             if self._keys[position] not in keys:
                 continue
             row = _version_of(raw)
             name = (row.resource_type, row.id or id_of_address(full_url))
             if name in times:
-                self.references.addresses.check_server("/".join(name), full_url)
+                file = block.file.name
+                self.references.addresses.check_server("/".join(name), full_url, file)
                 versions.setdefault(name, []).append(position)
                 if _age(row.meta)[0] > times[name]:
                     outlived.add(name)
@@ -355,12 +356,12 @@ def reason_of(error: Exception) -> str:
     return "bad_field" if isinstance(error, msgspec.ValidationError) else "bad_json"
 
 
-def _version_of(raw: Json) -> fields.Version:
+def _version_of(raw: Json) -> fields.LooseVersion:
     try:
-        return _decode_version(raw)
-    except _UNREADABLE_ERRORS:  # such as a version without a time that can be read
+        return _decode_loosely(raw)
+    except _UNREADABLE_ERRORS:  # such as a status that is a number
         head = _decode_head(raw)
-        return fields.Version(head.resource_type, head.id)
+        return fields.LooseVersion(head.resource_type, head.id)
 
 
 def _age(meta: fields.Meta | None) -> tuple[float, int]:

@@ -10,6 +10,7 @@ import pytest
 
 from tsfm.errors import FormatError
 from tsfm.ingest.fhir_addresses import Addresses, server_of
+from tsfm.ingest.fhir_ndjson import ingest_fhir
 
 from .fhir_rows import OF_STAY, PATIENT, STAY, concept, is_balanced, make, observation
 
@@ -35,7 +36,6 @@ def moved(row: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {**row, **{name: {"reference": text} for name, text in fields.items()}}
 
 
-E_AT_B = {"reference": f"{B}/Encounter/e"}
 LATER = {**STAY, "id": "f", "period": {"start": "2020-02-01", "end": "2020-02-02"}}
 MIXED = {
     "two bundles": [
@@ -57,34 +57,6 @@ MIXED = {
         of(f"{A}/Patient/p/_history/2"),
         of(f"{B}/Patient/p", "o2"),
     ],
-    "a stay's address and a reference": [
-        PATIENT,
-        bundle((f"{A}/Encounter/e", STAY)),
-        of("Patient/p", encounter=E_AT_B),
-    ],
-    "a ward": [
-        PATIENT,
-        bundle((f"{A}/Location/w", make("Location", id="w", name="ICU"))),
-        {
-            **STAY,
-            "location": [
-                {
-                    "location": {"reference": f"{B}/Location/w"},
-                    "period": {"start": "2020-01-02T10:00:00Z"},
-                }
-            ],
-        },
-    ],
-    "a medication": [
-        PATIENT,
-        bundle((f"{A}/Medication/m", make("Medication", id="m", code=concept("x", "1")))),
-        make(
-            "MedicationRequest",
-            authoredOn="2020-01-02T10:00:00Z",
-            medicationReference={"reference": f"{B}/Medication/m"},
-            **OF_STAY,
-        ),
-    ],
     "a deletion": [
         bundle((f"{A}/Patient/p", PATIENT)),
         bundle((f"{A}/Observation/o", of("Patient/p"))),
@@ -93,9 +65,22 @@ MIXED = {
             "entry": [{"request": {"method": "DELETE", "url": f"{B}/Observation/o"}}],
         },
     ],
+    "a deletion's address": [
+        bundle((f"{A}/Patient/p", PATIENT)),
+        {
+            "resourceType": "Bundle",
+            "type": "history",
+            "entry": [
+                {
+                    "fullUrl": f"{B}/Patient/p",
+                    "request": {"method": "DELETE", "url": "Patient/p"},
+                }
+            ],
+        },
+    ],
     "two paths of one host": [
         bundle((f"{A}/north/Patient/p", PATIENT)),
-        moved(STAY, subject=f"{A}/south/Patient/p"),
+        bundle((f"{A}/south/Patient/p", PATIENT)),
     ],
 }
 
@@ -112,13 +97,79 @@ def test_one_id_on_two_servers_is_refused(
     assert not (tmp_path / "out" / "data").exists()
 
 
+def test_the_error_names_the_file_of_the_second_address(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    for name, server in (("a", A), ("b", B)):
+        (src / name).mkdir(parents=True)
+        text = json.dumps(bundle((f"{server}/Patient/p", PATIENT)))
+        (src / name / "Patient.ndjson").write_text(text + "\n")
+    with pytest.raises(FormatError) as caught:
+        ingest_fhir(src, tmp_path / "out", progress=False)
+    assert (caught.value.code, caught.value.place) == ("mixed_servers", "b/Patient.ndjson")
+
+
+def at_b(*fields: str) -> dict[str, Any]:
+    """References to the patient, the stay or the medication of that id at another server."""
+    kinds = {
+        "subject": "Patient/p",
+        "encounter": "Encounter/e",
+        "medicationReference": "Medication/m",
+    }
+    return {name: {"reference": f"{B}/{kinds[name]}"} for name in fields}
+
+
+ORDER = make(
+    "MedicationRequest",
+    authoredOn="2020-01-02T10:00:00Z",
+    medicationReference={"reference": "Medication/m"},
+    **OF_STAY,
+)
+W_AT_B = {"location": {"reference": f"{B}/Location/w"}, "period": {"start": "2020-01-02T10:00:00Z"}}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("row", "quarantined", "code"),
+    [
+        ({**of("Patient/p"), **at_b("subject")}, {"unknown_patient": 1}, "LAB"),
+        ({**STAY, "id": "f", **at_b("subject")}, {"unknown_patient": 1}, "HOSPITAL"),
+        ({**of("Patient/p"), **at_b("encounter")}, {}, ""),
+        ({**ORDER, **at_b("medicationReference")}, {"no_code": 1}, "MEDICATION"),
+        ({**STAY, "id": "f", "location": [W_AT_B]}, {}, "TRANSFER_TO//Ward 7"),
+    ],
+    ids=["patient", "patient of a stay", "stay", "medication", "ward"],
+)
+def test_a_reference_to_another_server_leads_nowhere_and_is_told(
+    ingest_rows, row: dict[str, Any], quarantined: dict[str, int], code: str, swapped: bool
+) -> None:
+    own = bundle(
+        (f"{A}/Patient/p", PATIENT),
+        (f"{A}/Encounter/e", {**STAY, "class": {"code": "AMB"}}),
+        (f"{A}/Medication/m", make("Medication", id="m", code=concept("x", "1"))),
+        (f"{A}/Location/w", make("Location", id="w", name="Ward 7")),
+    )
+    summary, _, frame = ingest_rows(*([row, own] if swapped else [own, row]))
+    assert summary.quarantined == quarantined
+    assert not code or not frame["code"].str.starts_with(code).any()
+    assert any("1 resources are referred to at another server" in note for note in summary.notes)
+    in_vain = any("1 references to encounters that are not" in note for note in summary.notes)
+    assert in_vain == (not code)
+    assert is_balanced(summary)
+
+
+def test_where_nothing_says_on_which_server_a_resource_is_a_reference_means_it(ingest_rows) -> None:
+    summary, _, frame = ingest_rows(PATIENT, of(f"{A}/Patient/p"), of(f"{A}/Patient/p", "o2"))
+    assert summary.quarantined == {}
+    assert frame["code"].str.starts_with("LAB").sum() == 2
+
+
 def test_the_error_names_the_servers_and_no_patient(ingest_rows) -> None:
     rows = (moved(STAY, subject="http://u:pw@a.example/x/Patient/1234"),
             moved(LATER, subject="http://b.example/y/Patient/1234"))  # fmt: skip
     with pytest.raises(FormatError) as caught:
         ingest_rows({**PATIENT, "id": "1234"}, *rows)
     assert "a.example and b.example" in str(caught.value)
-    assert caught.value.place == "Patient"
+    assert caught.value.place == "references to Patient"
     assert not any(text in str(caught.value) for text in ("1234", "pw", "/x", "/y"))
 
 
@@ -174,7 +225,7 @@ def test_the_base_of_an_address_is_its_server(address: str, server: str) -> None
 
 def test_what_is_no_name_of_a_server_is_not_shown() -> None:
     addresses = Addresses()
-    addresses.add("http://a.example/Patient/1", "Patient/1")
+    addresses.add("http://a.example/Patient/1", "Patient/1", "a.json")
     with pytest.raises(FormatError) as caught:
-        addresses.find("http://<b> 1950/Patient/1", "Patient", {"Patient/1"})
+        addresses.add("http://<b> 1950/Patient/1", "Patient/1", "b.json")
     assert "1950" not in json.dumps(str(caught.value))

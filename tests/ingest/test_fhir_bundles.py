@@ -15,7 +15,17 @@ from tsfm.ingest.fhir_fields import stable_id
 from tsfm.ingest.fhir_ndjson import ingest_fhir
 from tsfm.ingest.provenance import IngestSummary
 
-from .fhir_rows import OF_PATIENT, OF_STAY, PATIENT, STAY, concept, is_balanced, make, observation
+from .fhir_rows import (
+    OF_PATIENT,
+    OF_STAY,
+    PATIENT,
+    STAY,
+    concept,
+    day,
+    is_balanced,
+    make,
+    observation,
+)
 
 EARLY, MIDDLE, LATE = "2020-02-01T00:00:00Z", "2020-03-01T00:00:00Z", "2020-04-01T00:00:00+02:00"
 LAB = observation(valueInteger=5)
@@ -85,7 +95,7 @@ def test_it_counts_in_any_bundle_in_any_order(
 def test_with_a_patient_goes_all_that_refers_to_them(ingest_rows, tmp_path: Path) -> None:
     other = {**PATIENT, "id": "q"}
     summary, _, frame = ingest_rows(PATIENT, other, STAY, LAB, deleted("Patient/p"))
-    assert summary.quarantined == {"deleted_in_source": 1, "unknown_patient": 2}
+    assert summary.quarantined == {"deleted_in_source": 1, "deleted_patient": 2}
     assert set(frame["subject_id"]) == {stable_id("q")}
     assert event_table.subject_ids(tmp_path / "out") == {stable_id("q"): "q"}
     assert is_balanced(summary)
@@ -113,12 +123,19 @@ def test_what_refers_to_something_deleted_does_so_in_vain(ingest_rows, is_delete
     assert is_balanced(summary)
 
 
-def test_a_deleted_stay_holds_no_part_and_no_death(ingest_rows) -> None:
-    part = {**STAY, "id": "f", "partOf": {"reference": "Encounter/e"}}
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_a_deleted_stay_holds_no_part_and_no_death(ingest_rows, is_deleted: bool) -> None:
+    period = {"start": "2020-01-01T10:00:00Z", "end": "2020-01-04T12:00:00Z"}
+    part = {**STAY, "id": "f", "partOf": {"reference": "Encounter/e"}, "period": period}
     died = {"hospitalization": {"dischargeDisposition": concept("x", "exp")}}
     patient = {**PATIENT, "deceasedDateTime": "2020-01-05"}
-    _, events, _ = ingest_rows(patient, {**STAY, **died}, part, deleted("Encounter/e"))
-    assert events["HOSPITAL_ADMISSION//IMP//UNK"]["encounter_id"] == stable_id("f")
+    rows = [patient, {**STAY, **died}, part, *([deleted("Encounter/e")] if is_deleted else [])]
+    _, events, frame = ingest_rows(*rows)
+    admitted = frame.filter(frame["code"].str.starts_with("HOSPITAL_ADMISSION"))
+    assert admitted["encounter_id"].to_list() == [stable_id("f" if is_deleted else "e")]
+    of_the_stay, end_of_day = day("2020-01-05T12:00:00"), day("2020-01-05T23:59:59.999999")
+    assert events["MEDS_DEATH"]["time"] == (end_of_day if is_deleted else of_the_stay)
+    assert ("HOSPITAL_DISCHARGE//DIED" in events) != is_deleted
 
 
 _TIMES: list[tuple[dict[str, Any], str | None]] = [
@@ -222,3 +239,11 @@ def test_what_the_source_deleted_is_no_loss(ingest_rows) -> None:
     gone = deleted(*(f"Observation/{n}" for n in range(9)))
     summary, _, _ = ingest_rows(PATIENT, *labs, gone, max_quarantined=0.5)
     assert summary.quarantined == {"deleted_in_source": 9}
+
+
+def test_nor_are_the_facts_of_a_patient_whom_it_deleted(ingest_rows) -> None:
+    labs = [{**LAB, "id": str(n), "encounter": None} for n in range(9)]
+    other = {**PATIENT, "id": "q"}
+    summary, _, _ = ingest_rows(other, PATIENT, *labs, deleted("Patient/p"), max_quarantined=0.5)
+    assert summary.quarantined == {"deleted_in_source": 1, "deleted_patient": 9}
+    assert summary.exit_code == 3

@@ -11,7 +11,7 @@ from tsfm import event_table
 from tsfm.clock import Clock, to_us
 from tsfm.ingest.fhir_encounters import Bounds, ExportTime, read_bounds
 from tsfm.ingest.fhir_fields import stable_id
-from tsfm.tasks.cohorts import Followup
+from tsfm.tasks.cohorts import Followup, follow_up_of
 from tsfm.tasks.readmission import find_readmission_cohort
 
 from .fhir_rows import OF_STAY, PATIENT, STAY, concept, day, is_balanced, make
@@ -68,13 +68,53 @@ def test_it_takes_no_exact_stay_with_it(ingest_rows, vague: str) -> None:
     assert cohort["eligible"].to_list() == [True]
 
 
-def test_the_exact_parts_of_a_vague_stay_are_stays_of_their_own(ingest_rows) -> None:
-    part = {**STAY, "partOf": {"reference": "Encounter/v"}}
+WARDS = [
+    ("2020-01-02T10:00:00Z", "2020-01-04T10:00:00Z"),
+    ("2020-01-06T10:00:00Z", "2020-01-09T10:00:00Z"),
+    ("2020-01-10", "2020-01-11"),
+]
+
+
+def parts_of(whole: str) -> list[dict[str, Any]]:
+    """Wards of one stay, with gaps between them."""
+    part_of = {"partOf": {"reference": f"Encounter/{whole}"}}
+    return [
+        stay(f"w{n}", *bounds, **part_of, location=[{"location": {"display": f"Ward {n}"}}])
+        for n, bounds in enumerate(WARDS)
+    ]
+
+
+@pytest.mark.parametrize("vague", ["2020-01", "2020"])
+def test_the_exact_parts_of_a_vague_stay_are_its_wards(ingest_rows, vague: str) -> None:
     ward = {"location": {"display": "Ward 7"}, "period": {"start": "2020-01-02T10:00:00Z"}}
-    vague = stay("v", "2020-01", "2020-01", location=[ward])
-    _, _, frame = ingest_rows(PATIENT, vague, part)
-    assert codes_of(frame, "e") == ["HOSPITAL_ADMISSION//IMP//UNK", "HOSPITAL_DISCHARGE//UNK"]
+    whole = stay("v", vague, vague, location=[ward])
+    summary, _, frame = ingest_rows(MANIFEST, PATIENT, STAY, whole, *parts_of("v"))
+    assert [codes_of(frame, f"w{n}") for n in range(3)] == [
+        [f"TRANSFER_TO//Ward {n}"] for n in range(3)
+    ]
     assert sorted(codes_of(frame, "v")) == ["ENCOUNTER//IMP", "TRANSFER_TO//Ward 7"]
+    cohort = find_readmission_cohort(frame, Followup("until", FEBRUARY))
+    assert cohort["prediction_time"].to_list() == [day("2020-01-05T12:00")]
+    assert any("3 parts of stays known by month or year" in note for note in summary.notes)
+    assert is_balanced(summary)
+
+
+def test_a_part_of_a_vague_part_is_a_ward_too(ingest_rows) -> None:
+    middle = stay("m", "2020-01", "2020-01", partOf={"reference": "Encounter/e"})
+    summary, _, frame = ingest_rows(PATIENT, STAY, middle, *parts_of("m"))
+    assert codes_of(frame, "w1") == ["TRANSFER_TO//Ward 1"]
+    assert codes_of(frame, "m") == ["ENCOUNTER//IMP"]
+    assert codes_of(frame, "e") == ["HOSPITAL_ADMISSION//IMP//UNK", "HOSPITAL_DISCHARGE//UNK"]
+    assert any("1 stays are known by month" in note for note in summary.notes)
+
+
+def test_a_vague_stay_that_can_hold_no_part_holds_none(ingest_rows) -> None:
+    other = {"subject": {"reference": "Patient/q"}}
+    vague = stay("v", "2020-01", "2020-01", **other, partOf={"reference": "Encounter/nobody"})
+    summary, _, frame = ingest_rows(PATIENT, {**PATIENT, "id": "q"}, vague, *parts_of("v"))
+    assert codes_of(frame, "w0")[0].startswith("HOSPITAL_ADMISSION")
+    assert any("3 encounters are said to be part of one that can" in n for n in summary.notes)
+    assert not any("parts of stays known by" in note for note in summary.notes)
 
 
 def test_a_vague_stay_that_ended_in_death_dates_no_death(ingest_rows) -> None:
@@ -91,7 +131,7 @@ def test_a_stay_dated_by_day_goes_on_as_a_stay(ingest_rows) -> None:
     assert times == [(day("2020-01-02"), day("2020-01-02T23:59:59.999999")), (ends, ends)]
 
 
-@pytest.mark.parametrize("start", ["2020-01-20T10:00:00Z", "2020-01-20", "2029-12-30T10:00:00Z"])
+@pytest.mark.parametrize("start", ["2020-01-20T10:00:00Z", "2020-01-20", "2020-02-01"])
 def test_a_stay_that_ends_after_the_export_still_lasts(ingest_rows, tmp_path, start: str) -> None:
     code = concept("http://hl7.org/fhir/sid/icd-10-cm", "I50.9")
     unknown = make("Condition", code=code, **OF_STAY)
@@ -105,8 +145,8 @@ def test_a_stay_that_ends_after_the_export_still_lasts(ingest_rows, tmp_path, st
 
 def test_a_stay_that_ends_on_the_day_of_the_export_is_over(ingest_rows) -> None:
     for end in ("2020-02-01", "2020-02-01T00:00:00Z"):
-        assert _end(UTC, end, ExportTime(FEBRUARY, is_told=True))
-    assert not _end(UTC, "2020-02-01T00:00:01Z", ExportTime(FEBRUARY, is_told=True))
+        assert _end(UTC, end, ExportTime(FEBRUARY))
+    assert not _end(UTC, "2020-02-01T00:00:01Z", ExportTime(FEBRUARY))
 
 
 def _end(clock: Clock, end: str, export: ExportTime | None, start: str = "2020-01-20") -> bool:
@@ -123,18 +163,51 @@ def test_without_a_manifest_dates_shifted_ahead_are_left(ingest_rows) -> None:
     shifted = stay("e", "2290-01-01T10:00:00Z", "2290-01-05T10:00:00Z")
     summary, _, frame = ingest_rows(PATIENT, shifted)
     assert "HOSPITAL_DISCHARGE//UNK" in codes_of(frame, "e")
-    assert not any("after the export" in note for note in summary.notes)
+    assert not any("said to end after" in note for note in summary.notes)
+
+
+SHIFTED = [
+    stay("a", "2150-01-01T10:00:00Z", "2150-01-05T10:00:00Z"),
+    stay("b", "2150-01-08T10:00:00Z", "2150-01-10T10:00:00Z"),
+    stay("c", "2019-12-01T10:00:00Z", "2021-01-01T10:00:00Z"),
+]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_where_most_stays_begin_after_the_export_dates_are_shifted(
+    ingest_rows, tmp_path, told: bool
+) -> None:
+    export = [MANIFEST] if told else []
+    summary, _, frame = ingest_rows(*export, PATIENT, *SHIFTED)
+    assert all("HOSPITAL_DISCHARGE//UNK" in codes_of(frame, id) for id in "abc")
+    assert any("dates are shifted" in note for note in summary.notes)
+    assert not any("said to end after" in note for note in summary.notes)
+    facts = event_table.dataset_facts(tmp_path / "out")
+    assert (facts["data_as_of"], facts["dates_shifted"]) == (None, False)
+    follow_up = follow_up_of(tmp_path / "out")
+    cohort = find_readmission_cohort(frame.sort("subject_id", "time"), follow_up)
+    first = cohort.filter(pl.col("prediction_time") == day("2150-01-05T10:00"))
+    assert first["outcome"].to_list() == ["event"]
+
+
+def test_a_stay_that_begins_after_the_export_does_not_last(ingest_rows, tmp_path) -> None:
+    ahead = stay("a", "2029-12-30T10:00:00Z", "2030-01-01T10:00:00Z")
+    summary, _, frame = ingest_rows(MANIFEST, PATIENT, STAY, ahead)
+    assert codes_of(frame, "a") == ["HOSPITAL_ADMISSION//IMP//UNK", "HOSPITAL_DISCHARGE//UNK"]
+    assert any("1 encounters begin after the export was taken" in n for n in summary.notes)
+    assert not any("dates are shifted" in note for note in summary.notes)
+    assert event_table.dataset_facts(tmp_path / "out")["data_as_of"] == "2020-02-01T00:00:00"
 
 
 def test_on_the_wall_clock_the_zone_of_the_export_is_not_that_of_the_stay() -> None:
-    export = ExportTime(FEBRUARY, is_told=True)
+    export = ExportTime(FEBRUARY)
     assert _end(WALL, "2020-02-01T09:00:00", export)
     assert not _end(WALL, "2020-02-04T09:00:00", export)
     assert _end(UTC, "2030-01-01T00:00:00Z", None)
 
 
 def test_an_end_in_a_year_to_come_leaves_an_exact_admission() -> None:
-    bounds = read_bounds("2020-01-20T10:00:00Z", "2031", UTC, ExportTime(FEBRUARY, is_told=True))
+    bounds = read_bounds("2020-01-20T10:00:00Z", "2031", UTC, ExportTime(FEBRUARY))
     assert (bounds.is_vague, bounds.lasts) == (False, True)
     assert bounds.start is not None
     assert read_bounds("2020-05", "2020-01", UTC, None) == Bounds(

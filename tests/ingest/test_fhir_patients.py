@@ -145,11 +145,91 @@ def test_a_link_without_a_patient_is_told(ingest_rows, type: str, other: Any) ->
     assert any("merged with nobody" in note for note in notes)
 
 
-@pytest.mark.parametrize("reference", ["https://x.example/fhir/Patient/b", "urn:uuid:b"])
+OURS, OLD = "https://x.example/fhir", "https://old.example/fhir"
+
+
+def link_to(reference: str, type: str = "replaced-by") -> list[dict[str, Any]]:
+    """A link by its reference as written."""
+    return [{"type": type, "other": {"reference": reference}}]
+
+
+def at_ours(*rows: dict[str, Any]) -> dict[str, Any]:
+    """A Bundle that says that resources are on this server."""
+    entries = [
+        {"fullUrl": f"{OURS}/{row['resourceType']}/{row['id']}", "resource": row} for row in rows
+    ]
+    return {"resourceType": "Bundle", "type": "collection", "entry": entries}
+
+
+@pytest.mark.parametrize("reference", ["Patient/b", "Patient/b/_history/2", "urn:uuid:b"])
 def test_the_other_is_found_by_every_spelling(ingest_rows, reference: str) -> None:
-    link = [{"type": "replaced-by", "other": {"reference": reference}}]
-    owners, _ = people(ingest_rows, patient("a", link=link), patient("b"))
+    owners, _ = people(ingest_rows, patient("a", link=link_to(reference)), patient("b"))
     assert owners == {"b": "2"}
+
+
+@pytest.mark.parametrize(
+    ("told", "is_merged"), [(["b"], True), (["c"], True), ([], False), (["stay"], True)]
+)
+def test_an_absolute_link_counts_where_the_export_says_that_the_server_is_its_own(
+    ingest_rows, told: list[str], is_merged: bool
+) -> None:
+    rows = {id: patient(id) for id in "bc"} | {"stay": {**STAY, "subject": None}}
+    rows["a"] = patient("a", link=link_to(f"{OURS}/Patient/b"))
+    wrapped = [at_ours(row) if id in told else row for id, row in rows.items()]
+    summary, _, _ = ingest_rows(*wrapped)
+    assert summary.n_subjects == (2 if is_merged else 3)
+    assert is_merged != any("merged with nobody" in note for note in summary.notes)
+
+
+@pytest.mark.parametrize("type", ["replaced-by", "replaces"])
+@pytest.mark.parametrize("told", [[], ["7"], ["9"], ["7", "9"]])
+@pytest.mark.parametrize(
+    "reference", [f"{OLD}/Patient/7", "old.example/fhir/Patient/7", "ftp://x/Patient/7"]
+)
+def test_a_link_to_another_server_merges_no_stranger(
+    ingest_rows, type: str, told: list[str], reference: str
+) -> None:
+    rows = [patient("7", gender="male"), patient("9", link=link_to(reference, type))]
+    summary, _, frame = ingest_rows(*(at_ours(r) if r["id"] in told else r for r in rows))
+    assert set(frame["subject_id"]) == {stable_id("7"), stable_id("9")}
+    assert frame["code"].to_list().count("MEDS_BIRTH") == 2
+    assert any("1 patients have links" in note for note in summary.notes)
+    assert not any("were replaced" in note for note in summary.notes)
+
+
+def test_who_is_absent_and_of_another_server_is_nobody_here(ingest_rows) -> None:
+    survivor = patient("9", link=link_to(f"{OLD}/Patient/7", "replaces"))
+    summary, _, _ = ingest_rows(survivor, lab("9"), lab("7"))
+    assert summary.quarantined == {"unknown_patient": 1}
+
+
+@pytest.mark.parametrize(
+    ("link", "n_told"),
+    [
+        (None, 0),
+        ([], 0),
+        (5, 1),
+        ("Patient/b", 1),
+        ({"type": "replaced-by", "other": {"reference": "Patient/b"}}, 1),
+        ([None], 1),
+        ([7, []], 1),
+        ([{"type": 7, "other": {"reference": "Patient/b"}}], 1),
+        ([{"type": "replaced-by", "other": 7}], 1),
+        ([{"type": "replaced-by", "other": {"reference": 7}}], 1),
+        ([{"type": "seealso", "other": 7}], 0),
+    ],
+)
+def test_an_odd_link_is_none_and_costs_no_patient(ingest_rows, link: Any, n_told: int) -> None:
+    owners, notes = people(ingest_rows, patient("a", link=link), patient("b"))
+    assert owners == {"a": "1", "b": "1"}
+    assert sum("1 patients have links that can't be read" in note for note in notes) == n_told
+
+
+def test_beside_an_odd_link_the_others_count(ingest_rows) -> None:
+    links = [None, *link_to("Patient/b")]
+    owners, notes = people(ingest_rows, patient("a", link=links), patient("b"))
+    assert owners == {"b": "2"}
+    assert not any("merged with nobody" in note for note in notes)
 
 
 @pytest.mark.parametrize("is_deleted", [True, False])

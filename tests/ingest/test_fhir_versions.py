@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tsfm.ingest.fhir_versions import versions_to_keep
+from tsfm.ingest.fhir_versions import content_digest, versions_to_keep
 
 from .fhir_rows import OF_STAY, PATIENT, STAY, concept, day, is_balanced, make, observation
 
@@ -85,6 +85,77 @@ def test_what_is_taken_back_after_all_leaves_no_value(ingest_rows) -> None:
     assert summary.quarantined == {"duplicate_resource": 2, "entered_in_error": 1}
 
 
+def test_a_version_that_was_only_loaded_again_is_no_second_change(ingest_rows) -> None:
+    nights = [(result(200, f"2020-01-0{n}T12:00:00Z", "amended")) for n in range(5, 10)]
+    for n, row in enumerate(nights):
+        row["meta"] |= {"versionId": str(n), "security": [{"code": str(n)}]}
+    first = [result(100, f"2020-01-0{n}T12:00:00Z") for n in (2, 3)]
+    summary, _, frame = ingest_rows(PATIENT, STAY, *nights[::-1], *first)
+    assert known(frame) == [(UNTIL_ISSUED, 100.0), (UNTIL_CHANGED, 200.0)]
+    assert summary.quarantined == {"duplicate_resource": 5}
+    assert any("1 results were changed after" in note for note in summary.notes)
+
+
+def test_a_result_that_was_changed_and_changed_back_is_counted_once(ingest_rows) -> None:
+    rows = [
+        result(value, f"2020-01-0{n}T12:00:00Z", "amended")
+        for n, value in [(5, 200), (6, 300), (7, 300), (8, 200)]
+    ]
+    summary, _, frame = ingest_rows(PATIENT, STAY, *rows)
+    assert known(frame) == [
+        (UNTIL_CHANGED, 200.0),
+        (day("2020-01-06T12:00"), 300.0),
+        (day("2020-01-08T12:00"), 200.0),
+    ]
+    assert any("1 results were changed after" in note for note in summary.notes)
+
+
+def test_the_content_of_a_version_is_its_json_but_for_meta() -> None:
+    first = b'{"id": "x", "meta": {"versionId": "1"}, "valueQuantity": {"value": 1, "unit": "g"}}'
+    again = b'{"valueQuantity":{"unit":"g","value":1},"id":"x","meta":{"versionId":"2"}}'
+    other = b'{"valueQuantity":{"unit":"g","value":2},"id":"x","meta":{"versionId":"2"}}'
+    assert content_digest(first) == content_digest(again) != content_digest(other)
+    deep = b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}"  # too deep to be decoded: told as written
+    assert content_digest(deep) != content_digest(deep + b" ")
+
+
+ON_THE_WALL = [
+    # issued, changed, known: noon in Tokyo is 3 o'clock in UTC
+    ("2020-01-02T09:00:00+09:00", "2020-01-02T03:00:00Z", "2020-01-02T12:00"),
+    ("2020-01-02T09:00:00-05:00", "2020-01-05T03:00:00Z", "2020-01-04T22:00"),
+    ("2020-01-02T09:00:00+09:00", "2020-01-05T03:00:00-01:00", "2020-01-05T13:00"),
+    ("2020-01-02T09:00:00Z", "2020-01-05T03:00:00Z", "2020-01-05T03:00"),
+    ("2020-01-02T09:00:00", "2020-01-05T03:00:00Z", "2020-01-05T17:00"),  # up to 14 hours east
+    ("2020-01-02T09:00:00", "2020-01-05T03:00:00", "2020-01-06T05:00"),  # any two zones
+    ("2020-01-02", "2020-01-05T03:00:00Z", "2020-01-05T17:00"),
+    ("2020-01-02T09:00:00", "2020-01", "2020-02-02T01:59:59.999999"),
+]
+
+
+@pytest.mark.parametrize(("issued", "changed", "expected"), ON_THE_WALL)
+@pytest.mark.parametrize(
+    "field", ["issued", "effectiveDateTime", "effectiveInstant", "effectivePeriod"]
+)
+def test_on_the_wall_clock_a_change_is_brought_to_the_zone_of_its_result(
+    ingest_rows, issued: str, changed: str, expected: str, field: str
+) -> None:
+    row = result(200, changed, "amended")
+    del row["issued"], row["effectiveDateTime"]
+    row[field] = {"start": issued} if field == "effectivePeriod" else issued
+    _, _, frame = ingest_rows(PATIENT, STAY, row, clock="wall")
+    assert known(frame) == [(day(expected), 200.0)]
+
+
+def test_a_changed_report_is_brought_there_too(ingest_rows) -> None:
+    code = concept("http://loinc.org", "24323-8")
+    report = make("DiagnosticReport", status="amended", code=code, **OF_STAY)
+    report |= {"meta": {"lastUpdated": "2020-01-02T03:00:00Z"}}
+    _, events, _ = ingest_rows(
+        PATIENT, STAY, {**report, "issued": "2020-01-02T09:00:00+09:00"}, clock="wall"
+    )
+    assert events["REPORT//LOINC//24323-8"]["available_time"] == day("2020-01-02T12:00")
+
+
 @pytest.mark.parametrize("updated", ["", "0001-01-01T00:00:00Z", "soon"])
 def test_a_change_without_a_time_is_told(ingest_rows, updated: str) -> None:
     summary, _, frame = ingest_rows(PATIENT, STAY, result(200, updated, "amended"))
@@ -109,14 +180,16 @@ def test_a_changed_report_is_known_since_it_was_changed(ingest_rows, status: str
 
 
 def test_the_newest_version_is_kept_and_what_it_changes() -> None:
-    def kept(*versions: tuple[float, bool]) -> set[int]:
+    def kept(*versions: tuple[float, bytes]) -> tuple[set[int], set[int]]:
         return versions_to_keep(
-            [((when, -1, b""), n, changed) for n, (when, changed) in enumerate(versions)]
+            [((when, -1, b""), n, change) for n, (when, change) in enumerate(versions)]
         )
 
-    assert kept((1, False), (2, False)) == {1}
-    assert kept((1, False), (2, True)) == {0, 1}
-    assert kept((0, False), (2, True)) == {0, 1}  # a first version that says nothing of its age
-    assert kept((1, True), (2, False)) == {1}  # the later one is no change of another
-    assert kept((1, True), (2, True)) == {0, 1}
-    assert kept((0, True), (2, True)) == {1}  # nobody knows since when
+    assert kept((1, b""), (2, b"")) == ({1}, set())
+    assert kept((1, b""), (2, b"x")) == ({0, 1}, set())
+    assert kept((0, b""), (2, b"x")) == ({0, 1}, set())  # a first that says nothing of its age
+    assert kept((1, b"x"), (2, b"")) == ({1}, set())  # the later one is no change of another
+    assert kept((1, b"x"), (2, b"y")) == ({0, 1}, {1})
+    assert kept((0, b"x"), (2, b"y")) == ({1}, set())  # nobody knows since when
+    assert kept((1, b"x"), (2, b"x"), (3, b"x")) == ({0}, set())  # written again, not changed
+    assert kept((3, b"x"), (2, b"y"), (1, b"x")) == ({0, 1, 2}, {0, 1})
