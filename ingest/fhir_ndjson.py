@@ -3,9 +3,10 @@
 
 SRC is a folder of NDJSON, gzip NDJSON or single JSON files (resources or Bundles) under any names.
 They are streamed twice: the first pass (`fhir_survey`) learns what other resources refer to, the
-second makes events, so the order of files decides no more than the order of facts of one moment.
-Every resource ends in exactly one of three counts: used, ignored (a type that holds no patient
-events) or quarantined with a reason.
+last makes events, so the order of files decides no more than the order of facts of one moment.
+Copies cost one pass in between, and deletions that meet a resource another. Every resource ends in
+exactly one of three counts: used, ignored (a type that holds no patient events) or quarantined with
+a reason.
 
 The maps from resource to events are in `fhir_stays`, `fhir_observations`, `fhir_clinical`,
 `fhir_drugs` and `fhir_claims`. FHIR XML, resource validation and terminology look-ups are left to
