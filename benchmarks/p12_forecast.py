@@ -112,7 +112,7 @@ class Run:
 
     def seed(self, seed: int, name: str = "forecaster", **parts: Any) -> SeedResult:
         """Train one seed and score it on test."""
-        members = replace(self.members, config=model_config(self.protocol, **parts))
+        members = replace(self.members, config=replace(self.members.config, **parts))
         folder = self.folder / f"{name.replace(' ', '-')}-{self.protocol.name}-{seed}"
         seeds = [100 * seed + member for member in range(self.n_members)]
         fitted = members.fit(seeds, folder)
@@ -234,8 +234,9 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     truth = targets_of(protocol, TEST)
     stays = Stays(protocol, EpisodeConfig())
     steps = chosen.steps or STEPS[protocol.name]
+    table = {} if chosen.table is None else {"table": chosen.table}
     members = Members(
-        chosen.data, chosen.test, protocol.name, stays.config, model_config(protocol),
+        chosen.data, chosen.test, protocol.name, stays.config, model_config(protocol, **table),
         steps_of(steps), chosen.threads,
     )  # fmt: skip
     work = Run(protocol, stays, members, chosen.members, folder)
@@ -364,6 +365,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--query-pattern", type=int, nargs="*", default=[], metavar="SEED",
         help="seeds of the second setting")  # fmt: skip
     add("--members", type=int, default=4, help="networks a seed (default: %(default)s)")
+    add("--table", type=int, help="width of the table of all variables (default: 192 for A)")
     add("--steps", type=int, help="training steps (default: 2,000 for A, 1,500 for B)")
     add("--ablation-steps", type=int, default=1500)
     add("--tables", action="store_true", help="also train with each part left out")

@@ -31,8 +31,8 @@ from tsfm.training.loop import fingerprint
 
 WEIGHTS = "model.safetensors"
 TABLES = {"A": 192, "B": 0}
-"""Width of the layer that reads all variables' latest numbers; chosen on val under A, not tried
-under B."""
+"""Usual width of the layer that reads all variables' latest numbers; chosen on val under A, not
+tried under B."""
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 SHARES_OF_MEDIAN = np.linspace(0.0, 0.6, 13)
 

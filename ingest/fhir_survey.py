@@ -288,7 +288,9 @@ class Survey:
             age = (*_age(row.meta), hashlib.sha256(raw).digest())
             other = best.get(name)
             if mark in _RESULT_MARKS:
-                results.add(name, age, position, row.status, raw)
+                replaced = results.add(name, age, position, row.status, raw)
+                if replaced is not None:
+                    self._ledger[replaced] = COPY
             elif other is None:
                 best[name] = age, position, raw
             elif age > other[0]:
@@ -296,8 +298,8 @@ class Survey:
                 best[name] = age, position, raw
             else:
                 self._ledger[position] = COPY
-        replaced, self.changed_again = results.settle()
-        for position in replaced:
+        others, self.changed_again = results.settle()
+        for position in others:
             self._ledger[position] = COPY
         names = list(EVENT_TYPES)
         for (mark, id), (_, _, raw) in best.items():

@@ -61,10 +61,11 @@ def content_digest(raw: bytes | msgspec.Raw) -> bytes:
 def versions_to_keep(versions: list[Version]) -> tuple[set[int], set[int]]:
     """Places of the versions that are told, and of those among them that change a change.
 
-    Told are the newest version and, where that changes a result, what it changed. Copies of one
-    version are told once, and of versions in a row that say the same the earliest. What lies below
-    a version that changes nothing is replaced by it, as a preliminary value is by the final one; a
-    change whose time is not known stands for all before it.
+    Told are the newest version and, where that changes a result, what it changed, even if both were
+    loaded at one time. Copies of one version are told once, and of versions in a row that say the
+    same the earliest. What lies below a version that changes nothing is replaced by it, as a
+    preliminary value is by the final one; a change whose time is not known stands for all before
+    it.
 
     >>> first, change = ((1.0, 1, b""), 0, b""), ((2.0, 2, b""), 1, b"said")
     >>> versions_to_keep([first, ((2.0, 2, b""), 1, b"")])
@@ -76,7 +77,7 @@ def versions_to_keep(versions: list[Version]) -> tuple[set[int], set[int]]:
     earliest = float("inf")
     newest_first = sorted(versions, key=lambda version: (version[0], -version[1]), reverse=True)
     for (when, _, _), place, change in newest_first:
-        if when >= earliest or (told and change and when <= 0):
+        if change and (when >= earliest or (told and when <= 0)):
             continue
         if change and told and told[-1][1] == change:
             told.pop()
@@ -90,7 +91,11 @@ def versions_to_keep(versions: list[Version]) -> tuple[set[int], set[int]]:
 
 @dataclass(slots=True)
 class ResultVersions:
-    """Versions of the results that occur more than once, while they are met."""
+    """Versions of the results that occur more than once, while they are met.
+
+    Of a result's versions that change nothing only the newest can count, and is all that is kept:
+    exports side by side hold each of them every night.
+    """
 
     _versions: dict[tuple[int, str], list[Version]] = field(
         default_factory=dict[tuple[int, str], list[Version]]
@@ -98,10 +103,22 @@ class ResultVersions:
 
     def add(
         self, name: tuple[int, str], age: Age, place: int, status: str, raw: msgspec.Raw | bytes
-    ) -> None:
-        """Keep a version of a result; what it says is looked at only where it is a change."""
+    ) -> int | None:
+        """Keep a version of a result, and give the place of one that is replaced by another.
+
+        What it says is looked at only where it is a change.
+        """
         change = content_digest(raw) if status in CHANGED else b""
-        self._versions.setdefault(name, []).append((age, place, change))
+        kept = self._versions.setdefault(name, [])
+        first = next((i for i, known in enumerate(kept) if not known[2]), None)
+        if change or first is None:
+            kept.append((age, place, change))
+            return None
+        older, newer = sorted(
+            [kept[first], (age, place, change)], key=lambda version: (version[0], -version[1])
+        )
+        kept[first] = newer
+        return older[1]
 
     def settle(self) -> tuple[list[int], set[int]]:
         """Places of the versions that others replace, and of those that change a change."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import sys
+import resource
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -90,11 +90,8 @@ def test_times_that_are_no_moments_are_refused(
         road(tmp_path / "out", both.with_columns(pl.col(column).cast(kind)))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
 def test_no_room_is_told_as_the_system_tells_it(tmp_path: Path) -> None:
     """A night's operator must read of space, not of a fault in a file."""
-    import resource
-
     events = pl.concat([EVENTS] * 5000).with_columns(numeric_value=pl.int_range(10_000) / 7)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with EventWriter(tmp_path / "out", n_shards=1) as writer:

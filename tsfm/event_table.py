@@ -188,7 +188,7 @@ def read_columns(events: pl.DataFrame, *, place: str) -> pl.DataFrame:
             continue
         given = events[name]
         if isinstance(kind, pl.Datetime):
-            check_time(given, place=place)
+            check_time(name, given.dtype, place=place)
         if kind == pl.Int64 and not _may_hold_ids(given.dtype):
             raise _bad_column(name, f"is {given.dtype}", place)
         try:
@@ -204,19 +204,23 @@ def read_columns(events: pl.DataFrame, *, place: str) -> pl.DataFrame:
     )
 
 
-def check_time(column: pl.Series, *, place: str) -> None:
+def check_time(name: str, kind: object, *, place: str) -> None:
     """Refuse what a cast would put at another moment.
 
     Times with a zone would be shifted to UTC, whatever the data set's clock; numbers would count
     from 1970, and dates be known at midnight, before the day was over.
 
+    Args:
+        name: Of the column.
+        kind: Its type, or a word where there is no such column.
+        place: For the message.
+
     Raises:
         InputError: `bad_time_type`.
     """
-    kind = column.dtype
     if kind != pl.Null and not (isinstance(kind, pl.Datetime) and kind.time_zone is None):
         raise InputError(
-            f"column '{column.name}' is {kind}", code="bad_time_type", place=place,
+            f"column '{name}' is {kind}", code="bad_time_type", place=place,
             remedy="Bring it to the data set's clock as date-times without a zone.",
         )  # fmt: skip
 

@@ -12,6 +12,8 @@ source writes all in capitals, and is left as given.
 
 from __future__ import annotations
 
+import re
+
 _SPELLINGS = {
     "mg/dl": "mg/dL",
     "g/dl": "g/dL",
@@ -61,28 +63,12 @@ _SPELLINGS = {
     "percent": "%",
     "k/ul": "10*3/uL",
     "10*3/ul": "10*3/uL",
-    "10^3/ul": "10*3/uL",
-    "x10^3/ul": "10*3/uL",
-    "x10*3/ul": "10*3/uL",
-    "10e3/ul": "10*3/uL",
     "10*9/l": "10*3/uL",
-    "10^9/l": "10*3/uL",
-    "x10^9/l": "10*3/uL",
-    "x10*9/l": "10*3/uL",
-    "10e9/l": "10*3/uL",
     "gpt/l": "10*3/uL",
     "/nl": "10*3/uL",
     "m/ul": "10*6/uL",
     "10*6/ul": "10*6/uL",
-    "10^6/ul": "10*6/uL",
-    "x10^6/ul": "10*6/uL",
-    "x10*6/ul": "10*6/uL",
-    "10e6/ul": "10*6/uL",
     "10*12/l": "10*6/uL",
-    "10^12/l": "10*6/uL",
-    "x10^12/l": "10*6/uL",
-    "x10*12/l": "10*6/uL",
-    "10e12/l": "10*6/uL",
     "tpt/l": "10*6/uL",
     "/pl": "10*6/uL",
     "ml": "mL",
@@ -91,6 +77,8 @@ _SPELLINGS = {
 
 # Where lower case would be another unit: molar and metre, giga or tera a litre and gram a litre.
 _BY_CASE = {"M": "M", "G/L": "G/L", "G/l": "10*3/uL", "T/L": "10*6/uL", "T/l": "10*6/uL"}
+
+_POWER_OF_TEN = re.compile(r"^x?\s*10\s*[*^e](\d{1,2})\s*/\s*")  # as x10^9/L or 10E9/L
 
 # unit -> (canonical unit, factor, offset): canonical = value * factor + offset
 _CONVERSIONS: dict[str, tuple[str, float, float]] = {
@@ -117,7 +105,8 @@ def spelling(unit: str | None) -> str | None:
         return None
     if text in _BY_CASE:
         return _BY_CASE[text]
-    return _SPELLINGS.get(text.lower(), text)
+    lower = _POWER_OF_TEN.sub(r"10*\1/", text.lower())
+    return _SPELLINGS.get(lower, text)
 
 
 def canonical(value: float | None, unit: str | None) -> tuple[float | None, str | None]:

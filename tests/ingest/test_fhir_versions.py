@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 from datetime import datetime
 from typing import Any
 
 import polars as pl
 import pytest
 
-from tsfm.ingest.fhir_versions import content_digest, versions_to_keep
+from tsfm.ingest.fhir_versions import ResultVersions, Version, content_digest, versions_to_keep
 
 from .fhir_rows import OF_STAY, PATIENT, STAY, concept, day, is_balanced, make, observation
 
@@ -193,3 +194,27 @@ def test_the_newest_version_is_kept_and_what_it_changes() -> None:
     assert kept((0, b"x"), (2, b"y")) == ({1}, set())  # nobody knows since when
     assert kept((1, b"x"), (2, b"x"), (3, b"x")) == ({0}, set())  # written again, not changed
     assert kept((3, b"x"), (2, b"y"), (1, b"x")) == ({0, 1, 2}, {0, 1})
+
+
+def test_what_was_changed_is_told_though_both_were_loaded_at_one_time() -> None:
+    first, change = ((2.0, 1, b""), 0, b""), ((2.0, 2, b""), 1, b"said")
+    assert versions_to_keep([first, change]) == ({0, 1}, set())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_is_forgotten_on_the_way_would_not_have_counted(seed: int) -> None:
+    """Of versions that change nothing one is kept at a time, in whatever order they are met."""
+    draw = random.Random(seed)
+    whole: list[Version] = []
+    met, replaced = ResultVersions(), set[int]()
+    for place in range(draw.randint(1, 9)):
+        is_change, content = draw.random() < 0.5, draw.choice(["a", "b"])
+        raw = f'{{"status": "{content}", "meta": {{"versionId": "{place}"}}}}'.encode()
+        age = (float(draw.randint(0, 4)), -1, content.encode())
+        gone = met.add((0, "r"), age, place, "amended" if is_change else "final", raw)
+        replaced |= set() if gone is None else {gone}
+        whole.append((age, place, content_digest(raw) if is_change else b""))
+    others, again = met.settle()
+    kept, expected_again = versions_to_keep(whole)
+    assert set(range(len(whole))) - replaced - set(others) == kept
+    assert again == expected_again

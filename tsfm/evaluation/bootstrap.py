@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -119,37 +118,43 @@ def _resamples(
 
     None of a single subject: every draw would be the same, and say that nothing is left to chance.
     """
-    # A list becomes objects: NumPy would write a missing number among names as the name "nan".
-    has_type = hasattr(subject_ids, "dtype")
-    ids = np.asarray(subject_ids, dtype=None if has_type else object)
-    if ids.shape != order.shape:
-        raise InputError(
-            f"{len(ids)} subjects for {len(order)} rows",
-            code="unequal_lengths",
-            place="subject_ids",
-        )
-    subjects, row_subject = _known(ids[order])
-    rows = np.arange(len(order))
-    generator = np.random.default_rng(seed)
-    for _ in range(n if len(subjects) > 1 else 0):
-        drawn = generator.integers(0, len(subjects), len(subjects))
-        times = np.bincount(drawn, minlength=len(subjects))
-        yield np.repeat(rows, times[row_subject])
-
-
-def _known(ids: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Subjects, and each row's; rows of nobody would be drawn together, as one subject's."""
-    try:
-        known = bool((ids == ids).all()) and None not in ids.tolist()  # NaN is unlike itself
-        found = np.unique(ids, return_inverse=True)
-    except TypeError:  # None beside names, or names beside numbers, have no order
-        known, found = False, (ids, np.zeros(0, np.int64))
-    if not known:
+    row_subject = number_subjects(subject_ids)
+    if row_subject is None:
         raise InputError(
             "subjects are missing, or of several types", code="missing_value", place="subject_ids",
             remedy="Give every row its subject, all as text or all as numbers.",
         )  # fmt: skip
-    return found
+    if row_subject.shape != order.shape:
+        raise InputError(
+            f"{len(row_subject)} subjects for {len(order)} rows",
+            code="unequal_lengths",
+            place="subject_ids",
+        )
+    row_subject = row_subject[order]
+    n_subjects = int(row_subject.max(initial=-1)) + 1
+    rows = np.arange(len(order))
+    generator = np.random.default_rng(seed)
+    for _ in range(n if n_subjects > 1 else 0):
+        drawn = generator.integers(0, n_subjects, n_subjects)
+        times = np.bincount(drawn, minlength=n_subjects)
+        yield np.repeat(rows, times[row_subject])
+
+
+def number_subjects(subject_ids: ArrayLike) -> NDArray[np.int64] | None:
+    """Number of each row's subject; None where a row has none: rows of nobody are not one's.
+
+    Args:
+        subject_ids: (n_rows,) all names or all numbers; of several types there is no order, and
+            None is given, too.
+    """
+    # A list becomes objects: NumPy would write a missing number among names as the name "nan".
+    ids = np.asarray(subject_ids, dtype=None if hasattr(subject_ids, "dtype") else object)
+    try:
+        if not (ids == ids).all() or None in ids.tolist():  # NaN is unlike itself
+            return None
+        return np.unique(ids, return_inverse=True)[1].astype(np.int64)
+    except TypeError:  # None beside names, or names beside numbers
+        return None
 
 
 def check_draws(n: int, level: float) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tsfm.errors import InputError
+from tsfm.evaluation.bootstrap import number_subjects
 
 
 @dataclass(frozen=True)
@@ -163,14 +164,8 @@ def check_truth(
 
 def _patients(groups: ArrayLike) -> NDArray[np.int64]:
     """Number of each row's patient; rows of an unknown one are of how many nobody can say."""
-    # A list becomes objects: NumPy would write a missing number among names as the name "nan".
-    given = np.asarray(groups, dtype=None if hasattr(groups, "dtype") else object)
-    try:
-        known = bool((given == given).all()) and None not in given.tolist()  # NaN is unlike itself
-        found = np.unique(given, return_inverse=True)[1]
-    except TypeError:  # None beside names, or names beside numbers, have no order
-        known = False
-    if not known:
+    found = number_subjects(groups)
+    if found is None:
         raise refused(
             "patients are missing, or of several types",
             place="groups",

@@ -149,7 +149,7 @@ def find_aces(events: pl.DataFrame, task: AcesTask) -> pl.DataFrame:
         holds, if the task has one) and the time of every bound, `<window>.start` and
         `<window>.end`; in order of subject and trigger.
     """
-    event_table.check_time(events[schema.TIME], place="find_aces")
+    event_table.check_time(schema.TIME, events.schema[schema.TIME], place="find_aces")
     events = events.with_columns(pl.col(schema.TIME).cast(pl.Datetime("us")))
     counts = count_predicates(events, task.predicates, task.facts)
     rows = place_windows(counts, task.trigger, task.windows, place=task.place)

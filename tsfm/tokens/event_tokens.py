@@ -18,7 +18,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tsfm import codes, event_table, schema
-from tsfm.errors import InputError
 from tsfm.tokens.signal_vectors import NO_SIGNAL, SignalVectors
 from tsfm.tokens.value_scale import ValueScale
 from tsfm.tokens.vocabulary import EncodingCounts, Vocabulary
@@ -144,12 +143,7 @@ def on_the_clock(events: pl.DataFrame) -> pl.DataFrame:
         InputError: `bad_time_type`: times are missing or no date-times, or have a zone.
     """
     for name in (schema.TIME, schema.AVAILABLE_TIME):
-        kind = events.schema.get(name, "missing")
-        if kind != pl.Null and not (isinstance(kind, pl.Datetime) and kind.time_zone is None):
-            raise InputError(
-                f"column '{name}' is {kind}", code="bad_time_type", place="events",
-                remedy="Bring it to the data set's clock as date-times without a zone.",
-            )  # fmt: skip
+        event_table.check_time(name, events.schema.get(name, "missing"), place="events")
     known = pl.coalesce(schema.AVAILABLE_TIME, schema.TIME)
     return events.with_columns(
         pl.col(schema.TIME, schema.AVAILABLE_TIME).cast(pl.Datetime("us"))
