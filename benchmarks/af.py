@@ -195,26 +195,50 @@ def tell(name: str, each: NDArray) -> None:
 
 
 def under_noise(
-    parts: list[tuple[dict, NDArray]], data: Cinc2017, encoder: EncoderDirectory,
-    snrs: tuple[int, ...],
+    runs: list[list[tuple[dict, NDArray]]], data: Cinc2017, clean: Described,
+    encoder: EncoderDirectory, snrs: tuple[int, ...],
 ) -> dict:  # fmt: skip
-    """Macro F1 of N, A and O of ours and boosting with noise on the records that are scored."""
-    table = {}
-    print(f"{'':18}{'ours':>8}{'boosting':>10}")
-    for kind in KINDS:
-        for snr in snrs:
-            described = Described(noisy(data, kind, snr), encoder)
-            found = {name: np.zeros((len(data), len(CLASSES))) for name in ("ours", "lightgbm")}
+    """Macro F1 of N, A and O of ours and boosting with noise on the records that are scored.
+
+    Args:
+        runs: Of each run, models and the rows that they are asked.
+        data: The records scored.
+        clean: Their features.
+        encoder: For those of noisy ones.
+        snrs: Ratios of power in decibels.
+
+    Returns:
+        Mean over the runs by kind and ratio, of the same models without noise, and their mean loss.
+    """
+    names = ("ours", "lightgbm")
+
+    def scored(described: Described) -> dict[str, float]:
+        each = {name: [] for name in names}
+        for parts in runs:
+            found = {name: np.zeros((len(data), len(CLASSES))) for name in names}
             for models, rows in parts:
                 told = probabilities(models, described.rows(rows))
                 for name, p in found.items():
                     p[rows] = told[name]
-            row = {
-                name: round(float(f1(data.label, p.argmax(1))[:3].mean()), 4)
-                for name, p in found.items()
-            }
-            table[f"{kind} {snr} dB"] = row
-            print(f"{kind:10} {snr:4} dB{row['ours']:8.3f}{row['lightgbm']:10.3f}", flush=True)
+            for name, p in found.items():
+                each[name].append(f1(data.label, p.argmax(1))[:3].mean())
+        return {name: round(float(np.mean(values)), 4) for name, values in each.items()}
+
+    def show(name: str, row: dict[str, float]) -> None:
+        print(f"{name:18}{row['ours']:8.4f}{row['lightgbm']:10.4f}", flush=True)
+
+    print(f"{'':18}{'ours':>8}{'boosting':>10}")
+    table = {"none": scored(clean)}
+    show("none", table["none"])
+    for kind in KINDS:
+        rows = []
+        for snr in snrs:
+            rows.append(scored(Described(noisy(data, kind, snr), encoder)))
+            table[f"{kind} {snr} dB"] = rows[-1]
+            show(f"{kind} {snr} dB", rows[-1])
+        lost = {n: float(table["none"][n] - np.mean([row[n] for row in rows])) for n in names}
+        table[f"{kind}, mean loss"] = {name: round(value, 4) for name, value in lost.items()}
+        show(f"{kind}, mean loss", lost)
     return table
 
 
@@ -257,14 +281,16 @@ def main() -> None:
         everyone = np.arange(len(train))
         models = fit_all(clean, dirty, train.label, everyone, 0)
         asked = np.arange(len(test))
-        found = [probabilities(models, Described(test, encoder).rows(asked))]
+        described = Described(test, encoder)
+        found = [probabilities(models, described.rows(asked))]
         found[0]["resnet"] = resnet(train, test, 0, epochs)
-        scored, parts = test, [(models, asked)]
+        scored, runs_of_models = test, [[(models, asked)]]
     else:
-        scored, parts = train, []
+        scored, described, runs_of_models = train, clean, []
         for repeat in range(N_REPEATS):
             fold = folds(train.label, repeat)
             whole: dict[str, NDArray] = {}
+            runs_of_models.append([])
             for k in range(N_FOLDS):
                 a, b = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
                 check_split(train.rows(a), train.rows(b))
@@ -272,7 +298,7 @@ def main() -> None:
                 part = probabilities(models, clean.rows(b))
                 if repeat == 0:
                     part["resnet"] = resnet(train.rows(a), train.rows(b), k, epochs)
-                    parts.append((models, b))
+                runs_of_models[-1].append((models, b))
                 for name, p in part.items():
                     whole.setdefault(name, np.zeros((len(train), len(CLASSES))))[b] = p
             found.append(whole)
@@ -304,7 +330,7 @@ def main() -> None:
     if arguments.noise:
         print("\nmacro F1 of N, A and O under noise")
         snrs = (6,) if arguments.quick else SNR_DB
-        answer["noise"] = under_noise(parts, scored, encoder, snrs)
+        answer["noise"] = under_noise(runs_of_models, scored, described, encoder, snrs)
     answer["seconds"] = round(time.perf_counter() - started, 1)
     print(json.dumps(answer))
 

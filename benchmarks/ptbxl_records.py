@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsfm.signals.ecg_measurements import measure_ecg
+from tsfm.signals.filters import low_pass
 from tsfm.signals.store import STANDARD_LEADS, canonical_lead
 from tsfm.simulation.signal_noise import KINDS, add_noise
 
 FS_HZ = 100.0
 COPIES_DB = (-6.0, 24.0)
+MUSCLE_FILTER_HZ = 18.0  # muscles are heard from some 20 Hz on; what is left of a QRS is blunt
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
 
 
@@ -32,6 +34,7 @@ class PtbXl:
         signal_mv: (record, lead, sample) at 100 Hz, leads as in `STANDARD_LEADS`.
         label: (record, superclass) 1 or 0; several may hold.
         measured: (record, feature) what a cardiograph measures, with age and sex.
+        filtered: (record, feature) the same with its muscle filter on.
     """
 
     ecg_id: NDArray[np.int64]
@@ -42,6 +45,7 @@ class PtbXl:
     signal_mv: NDArray[np.float32]
     label: NDArray[np.int64]
     measured: NDArray[np.float64]
+    filtered: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.ecg_id)
@@ -86,6 +90,7 @@ def read_ptbxl(folder: Path) -> PtbXl:
         signal_mv=signal_mv,
         label=label,
         measured=measurements(signal_mv, age, sex),
+        filtered=measurements(muscle_filter(signal_mv), age, sex),
     )
 
 
@@ -97,6 +102,11 @@ def measurements(
     return np.column_stack([np.array(rows), age, sex])
 
 
+def muscle_filter(signal_mv: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The signals without what is faster than `MUSCLE_FILTER_HZ`."""
+    return np.asarray(low_pass(signal_mv, fs_hz=FS_HZ, cut_hz=MUSCLE_FILTER_HZ, order=4))
+
+
 def noisy(data: PtbXl, kind: str, snr_db: float | NDArray, first_seed: int = 0) -> PtbXl:
     """The records with noise of one kind added, another on every lead, and measured again."""
     each = np.broadcast_to(snr_db, len(data))
@@ -106,7 +116,10 @@ def noisy(data: PtbXl, kind: str, snr_db: float | NDArray, first_seed: int = 0) 
             for x, snr, name in zip(data.signal_mv, each, data.ecg_id, strict=True)
         ]
     ).astype(np.float32)
-    return replace(data, signal_mv=signal_mv, measured=measurements(signal_mv, data.age, data.sex))
+    return replace(
+        data, signal_mv=signal_mv, measured=measurements(signal_mv, data.age, data.sex),
+        filtered=measurements(muscle_filter(signal_mv), data.age, data.sex),
+    )  # fmt: skip
 
 
 def noisy_copies(data: PtbXl) -> list[PtbXl]:
@@ -148,4 +161,5 @@ def made_up(n: int, *, seed: int) -> PtbXl:
     return PtbXl(
         ecg_id=name, patient=name, fold=np.arange(n) % 9 + 1, age=age, sex=sex,
         signal_mv=signal_mv, label=label, measured=measurements(signal_mv, age, sex),
+        filtered=measurements(muscle_filter(signal_mv), age, sex),
     )  # fmt: skip

@@ -224,7 +224,7 @@ BIOSIGNALS = {
 
 @pytest.mark.parametrize("script", BIOSIGNALS)
 def test_the_benchmarks_of_biosignals_run_on_made_up_records(repository: Path, script: str) -> None:
-    more = ["--noise"] if script in ("beats.py", "ptbxl.py") else []
+    more = ["--noise"] if script in ("af.py", "beats.py", "ptbxl.py") else []
     done = subprocess.run(
         [sys.executable, f"benchmarks/{script}", "--quick", *more],
         cwd=repository, capture_output=True, text=True, timeout=300,
