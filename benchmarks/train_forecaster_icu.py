@@ -2,10 +2,9 @@
 
 It is one member of `p12_forecast.py --protocol A`, of four the best on the val stays: trained on
 the train stays, its step chosen and its quantiles calibrated on the val stays, in the measurements'
-own units. The weights that come with the package are of a network without a table of latest
-numbers; `--table 192` trains one with it. `--out` may then be the folder of a seed of that run,
-`.../forecaster-A-1`: its checkpoint is taken and nothing is trained again. The last line is one
-JSON object with the scores of the test stays, which nothing was chosen on.
+own units. `--out` may be the folder of a seed of that run, `.../forecaster-A-1`: its checkpoint is
+taken and nothing is trained again. The last line is one JSON object with the scores of the test
+stays, which nothing was chosen on.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from p12_data import TEST, VAL, Protocol, read_protocol, targets_of
 from p12_episodes import EpisodeConfig, Stays
 from p12_forecast import LEAD_EDGES_HOURS, STEPS, score_part, steps_of
 from p12_stays import write_stays
-from p12_training import Members, PartForecast, forecast_part, model_config
+from p12_training import TABLES, Members, PartForecast, forecast_part, model_config
 
 from tsfm.forecasting.conformal import SplitConformal, fit_split_conformal
 from tsfm.forecasting.fine_tuning import plain_calibration
@@ -77,8 +76,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", default=[DEFAULT], help="folders of stays")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--save", type=Path, required=True, help="model directory to write")
-    parser.add_argument("--seed", type=int, default=103, help="member (default: %(default)s)")
-    parser.add_argument("--table", type=int, default=0, help="width (default: without one)")
+    parser.add_argument("--seed", type=int, default=101, help="member (default: %(default)s)")
+    parser.add_argument(
+        "--table", type=int, default=TABLES["A"],
+        help="width of the table of all variables (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, default=STEPS["A"], help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="made-up stays and a few steps")
     chosen = parser.parse_args()

@@ -23,7 +23,7 @@ from typing import Any
 import polars as pl
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import tsfm
@@ -35,6 +35,7 @@ from tsfm.models.stored_config import build_model, read_calibration, read_json
 from tsfm.models.stored_config import check_keys as check_keys
 from tsfm.models.stored_config import read_config as read_config
 from tsfm.models.timeline import MODEL_TYPE, TimelineModel
+from tsfm.models.weights_file import write_weights
 from tsfm.tokens.event_tokens import SubjectTokens, tokenize_events, told_signals
 from tsfm.tokens.signal_vectors import SignalVectors, require_encoder
 from tsfm.tokens.token_store import VOCABULARY_DIR, load_vocabulary
@@ -144,7 +145,7 @@ def save_model(
     }
     with writing_directory(path) as temporary:
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(model.state_dict(), temporary / "model.safetensors")
+        write_weights(model.state_dict(), temporary / "model.safetensors")
         vocabulary.save(temporary / VOCABULARY_DIR)
         scale.save(temporary / VOCABULARY_DIR)
         (temporary / "calibration.json").write_text(json.dumps(calibration, indent=2) + "\n")

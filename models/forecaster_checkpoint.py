@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from tsfm import __version__
 from tsfm.errors import IntegrityError, ModelMismatch
@@ -32,6 +31,7 @@ from tsfm.models.checkpoint import (
 )
 from tsfm.models.entity_table import N_FEATURES as N_TABLE_FEATURES
 from tsfm.models.forecaster import ForecasterConfig, ForecasterModel
+from tsfm.models.weights_file import write_weights
 
 FORECASTER_TYPE = "forecaster"
 _AT_LEAST_ONE = {"n_variables", "d_model", "n_heads", "n_reader_layers", "d_state"}
@@ -134,7 +134,7 @@ def save_forecaster(
     )
     with writing_directory(path) as folder:
         (folder / "config.json").write_text(_to_json(config), encoding="utf-8")
-        save_file(weights, folder / "model.safetensors")
+        write_weights(weights, folder / "model.safetensors")
         (folder / "calibration.json").write_text(_to_json(calibration or {}), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
     return verify_directory(Path(path))
@@ -303,6 +303,7 @@ def forecaster_card(
     sizes = {
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "width": model.config.d_model, "reader": model.config.reader, "flow": model.config.flow,
+        "table of all variables": model.config.table or None,
         "clock": model.config.clock, "known covariates": ", ".join(c.name for c in covariates),
         "written by": f"tsfm {__version__}",
     }  # fmt: skip

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from tsfm import __version__
@@ -25,6 +24,7 @@ from tsfm.models.checkpoint import (
     verify_directory,
     writing_directory,
 )
+from tsfm.models.weights_file import write_weights
 
 ENCODER_TYPE = "biosignal_encoder"
 _MOST = 4096
@@ -93,7 +93,7 @@ def save_signal_model(
     with writing_directory(path) as folder:
         text = json.dumps(stored, indent=2) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
-        save_file(weights, folder / "model.safetensors")
+        write_weights(weights, folder / "model.safetensors")
         (folder / "README.md").write_text(card, encoding="utf-8")
     return verify_directory(Path(path))
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tsfm.errors import InputError, IntegrityError, ModelMismatch, TsfmError
 from tsfm.models.checkpoint import load_model, read_config, save_model
 from tsfm.models.timeline import TimelineModel
+from tsfm.models.weights_file import write_weights
 
 
 @pytest.fixture
@@ -157,3 +158,10 @@ def test_files_that_agree_with_the_manifest_and_say_nonsense_are_refused(
     forget_manifest(copied)
     with pytest.raises(ModelMismatch):
         load_model(copied)
+
+
+def test_weights_have_the_rights_of_every_other_file(tmp_path: Path) -> None:
+    write_weights({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
+    (tmp_path / "card").write_text("")
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "card").stat().st_mode
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], torch.zeros(3))
